@@ -1,0 +1,12 @@
+"""What a KV block is and how it moves, with no engine in sight.
+
+A prompt is cut into **blocks** of ``block_size`` tokens. A block's KV is one page per
+layer, opaque bytes that are only ever moved whole. Its name is a hash chained from the
+first block on, and the first block carries the tenant's salt, so two tenants never
+share a name (:mod:`kvstore.blockhash`).
+
+Reading order: ``messages`` (every message between processes), ``transfer`` (sending and
+receiving as state machines without I/O), ``ledger`` (completion, exactly once),
+``transport`` (bytes), ``ferry`` (the thread that joins them), ``relay`` and ``feed``
+(what a worker holds, told to proxies), ``lmcache_tier`` (the DRAM tier).
+"""

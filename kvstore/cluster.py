@@ -1,0 +1,208 @@
+"""The one cluster file: every setting of every part, read once, frozen, strict.
+
+A setting's default is here and nowhere else; ``deploy/cluster.example.toml`` shows all of them and
+a test keeps the two equal. Units are in the names. Addresses are never written down: they follow
+from the network kind and a worker's name (:func:`addresses`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import msgspec
+
+from kvstore.errors import ConfigError
+from kvstore.messages import Role
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+Gib = Annotated[float, msgspec.Meta(gt=0)]
+Sha256Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+TenantName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all sections: frozen, and a key nobody reads is an error."""
+
+
+class Model(Section):
+    """What is served. ``path``: a built-in name, a Hugging Face directory or a hub id.
+
+    Zero for a number and "" for a name mean: what the model or the device suggests.
+    """
+
+    path: str = "smollm2-135m-instruct"
+    name: str = ""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: NotNegative = 0
+    block_size: NotNegative = 0
+    chunk_tokens: Positive = 512
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+
+
+class Network(Section):
+    """How processes reach each other: ``ipc`` on one host, ``tcp`` (with CURVE) across hosts.
+
+    With ``tcp`` worker ``i`` of a role is on the role's host ``i % len(hosts)`` and takes four
+    ports from ``first_port + 4 * i`` on.
+    """
+
+    kind: Literal["ipc", "tcp"] = "ipc"
+
+
+class Workers(Section):
+    """One role's workers. ``cores``: what each is bound to on a CPU machine ("" shares them out)."""
+
+    count: Positive = 1
+    kv_gib: Gib = 1.0
+    max_requests: Positive = 64
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    first_port: Port = 7100
+    cores: tuple[str, ...] = ()
+
+
+class Ship(Section):
+    """KV shipping between workers."""
+
+    lease_seconds: Seconds = 30.0
+    deadline_seconds: Seconds = 30.0
+    window_blocks: Positive = 32
+    max_transfers: Positive = 256
+
+
+class Dram(Section):
+    """The DRAM tier: LMCache's server on this host, loopback and shared memory only."""
+
+    enabled: bool = True
+    gib: Gib = 1.0
+    chunk_tokens: Positive = 256
+    port: Port = 7090
+    http_port: Port = 7091
+    lookup_seconds: Seconds = 0.25
+    operation_seconds: Seconds = 5.0
+
+
+class Proxy(Section):
+    """The OpenAI API. ``key`` in plain text is never kept here: see ``tenants``."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    body_mib: Positive = 8
+    max_requests: Positive = 1024
+    request_seconds: Seconds = 600.0
+    connect_seconds: Seconds = 2.0
+
+
+class Tenant(Section):
+    """Who may call. ``keys_sha256``: SHA-256 of each API key, hex. ``epoch``: raise it to flush."""
+
+    name: TenantName
+    keys_sha256: tuple[Sha256Hex, ...]
+    epoch: NotNegative = 0
+
+
+class ClusterConfig(Section):
+    """Everything. ``run_dir`` holds sockets, ``state_dir`` keys ("" picks a private folder)."""
+
+    run_dir: str = ""
+    state_dir: str = ""
+    model: Model = Model()
+    network: Network = Network()
+    prefill: Workers = Workers()
+    decode: Workers = Workers(first_port=7200)
+    ship: Ship = Ship()
+    dram: Dram = Dram()
+    proxy: Proxy = Proxy()
+    tenants: tuple[Tenant, ...] = ()
+
+    def workers(self, role: Role) -> Workers:
+        """The section of ``role``."""
+        return self.prefill if role == "prefill" else self.decode
+
+
+class Addresses(Section):
+    """Where one worker listens.
+
+    ``http`` is ``http://host:port`` or ``unix:/path`` (HTTP over a Unix socket); ``ship`` and
+    ``feed`` are ``zmq+tcp://host:port`` or ``zmq+ipc:///path``; the others are private to the
+    worker's host: ``events`` (engine to relay) and ``gate`` (connector to HTTP gate) and
+    ``abandon`` (gate to connector), always ``ipc://``.
+    """
+
+    http: str
+    ship: str
+    feed: str
+    events: str
+    gate: str
+    abandon: str
+
+
+class WorkerSettings(Section):
+    """What one worker's processes need to know; travels inside vLLM's connector settings."""
+
+    worker: str
+    role: Role
+    generation: str
+    addresses: Addresses
+    state_dir: str
+    ship: Ship
+    dram: Dram
+    model_name: str
+
+
+def load(path: Path) -> ClusterConfig:
+    """The configuration in a TOML file. Raises ConfigError, one line, naming the key."""
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse(text: str, source: str = "configuration") -> ClusterConfig:
+    """The configuration in ``text`` (TOML). Raises ConfigError as ``load`` does."""
+    try:
+        return msgspec.convert(tomllib.loads(text), type=ClusterConfig, strict=True)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def worker_name(role: Role, index: int) -> str:
+    """``prefill-0``, ``decode-3``."""
+    return f"{role}-{index}"
+
+
+def parse_worker_name(config: ClusterConfig, name: str) -> tuple[Role, int]:
+    """Role and index behind a worker's name. Raises ConfigError for a worker not in the file."""
+    for role in get_args(Role):
+        for index in range(config.workers(role).count):
+            if worker_name(role, index) == name:
+                return role, index
+    raise ConfigError(f"no worker {name!r} in this cluster: names are ROLE-INDEX, from zero")
+
+
+def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> Addresses:
+    """Where worker ``index`` of ``role`` listens. ``run_dir`` is the host's private folder."""
+    name = worker_name(role, index)
+    private = {part: f"ipc://{run_dir}/{name}.{part}" for part in ("events", "gate", "abandon")}
+    if config.network.kind == "ipc":
+        return Addresses(
+            http=f"unix:{run_dir}/{name}.http",
+            ship=f"zmq+ipc://{run_dir}/{name}.ship",
+            feed=f"zmq+ipc://{run_dir}/{name}.feed",
+            **private,
+        )
+    section = config.workers(role)
+    host, port = section.hosts[index % len(section.hosts)], section.first_port + 4 * index
+    return Addresses(
+        http=f"http://{host}:{port}",
+        ship=f"zmq+tcp://{host}:{port + 1}",
+        feed=f"zmq+tcp://{host}:{port + 2}",
+        **private,
+    )

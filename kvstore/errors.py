@@ -1,0 +1,63 @@
+"""Every exception kvferry raises, named by what the one who catches it can do.
+
+::
+
+    KvferryError
+    ├── ConfigError            stop: fix the configuration (command line: one line, exit code 2)
+    ├── WireError              drop the message: malformed, oversized or of another protocol
+    │   └── LayoutMismatch     refuse the peer: the two ends disagree about a block's bytes
+    ├── TransferError          recompute: this transfer will not complete
+    ├── TierDown               go on without the DRAM tier until it is back
+    └── ApiError               answer the client with this status, in OpenAI's error shape
+"""
+
+from __future__ import annotations
+
+
+class KvferryError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class ConfigError(KvferryError):
+    """A setting is wrong; the message says which and what to write instead."""
+
+
+class WireError(KvferryError):
+    """Bytes from another process are not a message we accept."""
+
+
+class LayoutMismatch(WireError):
+    """Two workers lay out a block differently; the message names both layouts."""
+
+
+class TransferError(KvferryError):
+    """A KV transfer failed; the receiver recomputes."""
+
+
+class TierDown(KvferryError):
+    """The DRAM tier cannot be reached."""
+
+
+class ApiError(KvferryError):
+    """A request that is answered with an error.
+
+    ``status`` is the HTTP status; ``kind``, ``code`` and ``param`` fill OpenAI's error object;
+    ``retry_after`` (seconds) becomes the header of that name.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
