@@ -29,7 +29,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of all sections: frozen, and a key nobody reads is an error."""
 
 
-class Model(Section):
+class Model(Section, frozen=True):
     """What is served. ``path``: a built-in name, a Hugging Face directory or a hub id.
 
     Zero for a number and "" for a name mean: what the model or the device suggests.
@@ -45,7 +45,7 @@ class Model(Section):
     reasoning_parser: str = ""
 
 
-class Network(Section):
+class Network(Section, frozen=True):
     """How processes reach each other: ``ipc`` on one host, ``tcp`` (with CURVE) across hosts.
 
     With ``tcp`` worker ``i`` of a role is on the role's host ``i % len(hosts)`` and takes four
@@ -55,8 +55,8 @@ class Network(Section):
     kind: Literal["ipc", "tcp"] = "ipc"
 
 
-class Workers(Section):
-    """One role's workers. ``cores``: what each is bound to on a CPU machine ("" shares them out)."""
+class Workers(Section, frozen=True):
+    """One role's workers. ``cores``: CPU cores each is bound to; none shares them out."""
 
     count: Positive = 1
     kv_gib: Gib = 1.0
@@ -66,7 +66,7 @@ class Workers(Section):
     cores: tuple[str, ...] = ()
 
 
-class Ship(Section):
+class Ship(Section, frozen=True):
     """KV shipping between workers."""
 
     lease_seconds: Seconds = 30.0
@@ -75,7 +75,7 @@ class Ship(Section):
     max_transfers: Positive = 256
 
 
-class Dram(Section):
+class Dram(Section, frozen=True):
     """The DRAM tier: LMCache's server on this host, loopback and shared memory only."""
 
     enabled: bool = True
@@ -87,7 +87,7 @@ class Dram(Section):
     operation_seconds: Seconds = 5.0
 
 
-class Proxy(Section):
+class Proxy(Section, frozen=True):
     """The OpenAI API. ``key`` in plain text is never kept here: see ``tenants``."""
 
     host: str = "127.0.0.1"
@@ -98,7 +98,7 @@ class Proxy(Section):
     connect_seconds: Seconds = 2.0
 
 
-class Tenant(Section):
+class Tenant(Section, frozen=True):
     """Who may call. ``keys_sha256``: SHA-256 of each API key, hex. ``epoch``: raise it to flush."""
 
     name: TenantName
@@ -106,7 +106,7 @@ class Tenant(Section):
     epoch: NotNegative = 0
 
 
-class ClusterConfig(Section):
+class ClusterConfig(Section, frozen=True):
     """Everything. ``run_dir`` holds sockets, ``state_dir`` keys ("" picks a private folder)."""
 
     run_dir: str = ""
@@ -125,7 +125,7 @@ class ClusterConfig(Section):
         return self.prefill if role == "prefill" else self.decode
 
 
-class Addresses(Section):
+class Addresses(Section, frozen=True):
     """Where one worker listens.
 
     ``http`` is ``http://host:port`` or ``unix:/path`` (HTTP over a Unix socket); ``ship`` and
@@ -142,7 +142,7 @@ class Addresses(Section):
     abandon: str
 
 
-class WorkerSettings(Section):
+class WorkerSettings(Section, frozen=True):
     """What one worker's processes need to know; travels inside vLLM's connector settings."""
 
     worker: str
