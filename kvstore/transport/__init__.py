@@ -1,0 +1,1 @@
+"""Bytes between processes: sockets, their keys, and who may connect to whom."""
