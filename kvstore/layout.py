@@ -1,0 +1,60 @@
+"""What two workers must agree on before one byte of KV moves between them.
+
+Bytes inside a block are opaque (the CPU kernel packs them by instruction set), so everything that
+gives them meaning goes into the fingerprint, and both ends compare it before anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+from kvstore.errors import LayoutMismatch
+from kvstore.messages import PROTOCOL_VERSION
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """The shape contract of one rank's KV cache.
+
+    A block is ``layers`` pages of ``page_bytes`` bytes; on the wire they follow one another in
+    layer order. ``isa`` names how bytes are packed inside a page: the instruction set on CPU, the
+    device kind elsewhere. ``engine`` is the engine's name and version: packing may change with it.
+    """
+
+    model: str
+    engine: str
+    dtype: str
+    kv_dtype: str
+    order: str
+    isa: str
+    block_size: int
+    layers: int
+    page_bytes: int
+    rank: int
+    ranks: int
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers of this rank."""
+        return self.layers * self.page_bytes
+
+    @property
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal if and only if two layouts are."""
+        fields = sorted((asdict(self) | {"protocol": PROTOCOL_VERSION}).items())
+        return hashlib.sha256(repr(fields).encode()).digest()
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.model} {self.dtype}/{self.kv_dtype} {self.order} {self.isa} "
+            f"block {self.block_size} layers {self.layers} page {self.page_bytes} B "
+            f"rank {self.rank}/{self.ranks} {self.engine} protocol {PROTOCOL_VERSION}"
+        )
+
+    def require(self, fingerprint: bytes, theirs: str) -> None:
+        """Raise LayoutMismatch, naming both sides, unless ``fingerprint`` is this layout's."""
+        if fingerprint != self.fingerprint:
+            raise LayoutMismatch(f"layouts differ: here {self.summary}; there {theirs}")
