@@ -46,13 +46,6 @@ class CompletionLedger:
         for request in requests:
             self._accounts.setdefault(request, _Account()).released = True
 
-    def forget(self, requests: Iterable[str]) -> None:
-        """The engine is through with these and does not wait; drop those without open work."""
-        for request in requests:
-            account = self._accounts.get(request)
-            if account and not account.open_work and not account.released:
-                del self._accounts[request]
-
     def collect(self) -> set[str]:
         """Requests to report now; each is returned once and forgotten."""
         done = {

@@ -6,6 +6,7 @@ The engine allocates one page per (layer, block). Nothing here looks inside a pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -79,7 +80,7 @@ def _one_array(views: Sequence[Bytes]) -> Bytes:
     vLLM places all layers at equal distances in one allocation.
     """
     starts = [view.__array_interface__["data"][0] for view in views]
-    steps = {after - before for before, after in zip(starts, starts[1:], strict=False)}
+    steps = {after - before for before, after in pairwise(starts)}
     if len(steps) > 1:
         raise ConfigError("the engine's layers are not evenly spaced in one KV allocation")
     first = views[0]
