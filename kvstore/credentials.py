@@ -15,7 +15,6 @@ import hmac
 import os
 import secrets
 import shutil
-import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvstore.errors import ConfigError
+from kvstore.private import require_private
 from kvstore.transport.curve import new_key_pair
 
 PeerRole = Literal["proxy", "prefill", "decode"]
@@ -82,11 +82,11 @@ def load_or_create(state_dir: Path) -> Credentials:
     """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_private(state_dir.stat(), state_dir)
+        require_private(state_dir.stat(), state_dir)
         keys = state_dir / _KEYS
         if not keys.exists():
             _create(state_dir, keys)
-        _require_private(keys.stat(), keys)
+        require_private(keys.stat(), keys)
         return _read(keys)
     except OSError as error:
         where = error.filename or state_dir
@@ -128,21 +128,8 @@ def _content(path: Path, size: int) -> bytes:
     # The opened file is what is checked: its name could be pointed elsewhere in between.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
-        _require_private(os.fstat(file.fileno()), path)
+        require_private(os.fstat(file.fileno()), path)
         content = file.read(size + 1)
     if len(content) != size:
         raise ConfigError(f"{path} is not a kvferry key: delete {path.parent} and start anew")
     return content
-
-
-def _require_private(status: os.stat_result, path: Path) -> None:
-    if status.st_uid != os.geteuid():
-        raise ConfigError(
-            f"{path} belongs to user {status.st_uid}: run as that user or choose another state_dir"
-        )
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        mode = "700" if stat.S_ISDIR(status.st_mode) else "600"
-        raise ConfigError(
-            f"{path} is open to other users: run chmod {mode} {path}, "
-            "or delete it if anyone may have read it"
-        )

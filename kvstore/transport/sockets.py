@@ -1,0 +1,190 @@
+"""Sockets between kvferry's processes: one side listens (ROUTER), the other dials (DEALER).
+
+``zmq+tcp://host:port`` is always CURVE: the listener lets in the roles it names and nobody else,
+the dialer insists on the listener's role. ``zmq+ipc:///path`` is plain, inside a folder that only
+our own user can enter. Every frame, queue and handshake is bounded and heartbeats are on, so a
+peer that is gone, hangs or lies costs a listener no more than its own connection.
+
+A message that arrived over CURVE carries the peer's role: ``frame.get("User-Id")``.
+"""
+
+from __future__ import annotations
+
+import socket as plain
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zmq
+
+from kvstore.credentials import Credentials, PeerRole
+from kvstore.errors import ConfigError
+from kvstore.private import require_private
+from kvstore.transport.curve import allow_list, start_authenticator
+
+_HANDSHAKE_MS = 3000
+_HEARTBEAT_MS = 1000
+_HEARTBEAT_TIMEOUT_MS = 3000
+_HEARTBEAT_TTL_MS = 5000
+_RECONNECT_MS = 50
+_RECONNECT_MAX_MS = 1000
+_LONGEST_IPC_PATH = 107
+"""What Linux takes for a Unix socket, in bytes."""
+
+Socket = TypeVar("Socket", bound="zmq.Socket[Any]")
+
+
+@dataclass(frozen=True)
+class SocketOptions:
+    """Bounds of one socket; queues count messages, per peer.
+
+    ``routing_id`` is what a dialer is known by; empty: the listener makes one up per connection.
+    A new connection with the routing id of an old one takes its place.
+    """
+
+    max_frame_bytes: int = 4 << 20
+    send_queue: int = 1000
+    receive_queue: int = 1000
+    routing_id: bytes = b""
+
+
+DEFAULT_OPTIONS = SocketOptions()
+
+
+def listen(
+    context: zmq.Context[Socket],
+    uri: str,
+    me: PeerRole,
+    allowed: frozenset[PeerRole],
+    credentials: Credentials,
+    options: SocketOptions = DEFAULT_OPTIONS,
+) -> Socket:
+    """A bound ROUTER. Sending to a peer that is gone or whose queue is full raises ZMQError.
+
+    Raises ConfigError (one line) when the address is in use or malformed, or its folder open to
+    others. Port 0 lets the system choose; :func:`uri_of` tells which.
+    """
+    endpoint = _endpoint(uri)
+    if endpoint.startswith("ipc:"):
+        _clear_path(Path(endpoint.removeprefix("ipc://")))
+    else:
+        endpoint = _numeric(endpoint)
+    router = context.socket(zmq.ROUTER)
+    try:
+        _bound(router, options)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if endpoint.startswith("tcp:"):
+            start_authenticator(context)
+            keys: dict[str, bytes] = {role: credentials.public_key(role) for role in allowed}
+            router.setsockopt(zmq.ZAP_DOMAIN, allow_list(keys))
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+            router.setsockopt(zmq.CURVE_SECRETKEY, credentials.secret_key(me))
+        router.setsockopt(zmq.IPV6, int("[" in endpoint))
+        router.bind(endpoint)
+    except zmq.ZMQError as error:
+        router.close()
+        raise ConfigError(f"cannot listen on {uri}: {error.strerror}") from None
+    return router
+
+
+def dial(
+    context: zmq.Context[Socket],
+    uri: str,
+    me: PeerRole,
+    server_role: PeerRole,
+    credentials: Credentials,
+    options: SocketOptions = DEFAULT_OPTIONS,
+) -> Socket:
+    """A DEALER that connects to ``uri`` and reconnects until it is closed.
+
+    It queues only towards a peer that is there: sending before that blocks (or raises Again).
+    Raises ConfigError when the address is malformed or its folder open to others.
+    """
+    endpoint = _endpoint(uri)
+    dealer = context.socket(zmq.DEALER)
+    try:
+        _bound(dealer, options)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        if options.routing_id:
+            dealer.setsockopt(zmq.ROUTING_ID, options.routing_id)
+        if endpoint.startswith("tcp:"):
+            dealer.setsockopt(zmq.CURVE_SERVERKEY, credentials.public_key(server_role))
+            dealer.setsockopt(zmq.CURVE_PUBLICKEY, credentials.public_key(me))
+            dealer.setsockopt(zmq.CURVE_SECRETKEY, credentials.secret_key(me))
+        dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
+        dealer.connect(endpoint)
+    except zmq.ZMQError as error:
+        dealer.close()
+        raise ConfigError(f"cannot dial {uri}: {error.strerror}") from None
+    return dealer
+
+
+def uri_of(listener: zmq.Socket[Any]) -> str:
+    """The URI under which ``listener`` can be dialled."""
+    bound = listener.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return f"zmq+{bound.rstrip(bytes(1)).decode()}"
+
+
+def _bound(socket: zmq.Socket[Any], options: SocketOptions) -> None:
+    """Sets every limit; must come before bind and connect, which only later connections obey."""
+    for option, value in (
+        (zmq.MAXMSGSIZE, options.max_frame_bytes),
+        (zmq.SNDHWM, options.send_queue),
+        (zmq.RCVHWM, options.receive_queue),
+        (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
+        (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
+        (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
+        (zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS),
+        (zmq.LINGER, 0),
+    ):
+        socket.setsockopt(option, value)
+
+
+def _endpoint(uri: str) -> str:
+    """ZeroMQ's own address for ``uri``, its folder checked if it has one."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "zmq+ipc" and rest.startswith("/"):
+        path = Path(rest)
+        if len(rest.encode()) > _LONGEST_IPC_PATH:
+            raise ConfigError(
+                f"{uri} is too long for a socket ({_LONGEST_IPC_PATH} bytes): shorten run_dir"
+            )
+        try:
+            require_private(path.parent.stat(), path.parent)
+        except OSError as error:
+            raise ConfigError(f"cannot reach {path.parent}: {error.strerror}") from None
+        return f"ipc://{rest}"
+    host, _, port = rest.rpartition(":")
+    if scheme == "zmq+tcp" and host and port.isascii() and port.isdigit() and int(port) < 1 << 16:
+        return f"tcp://{rest}"
+    raise ConfigError(f"{uri!r} is neither zmq+ipc:///path nor zmq+tcp://host:port")
+
+
+def _clear_path(path: Path) -> None:
+    """Refuses a path somebody listens on; ZeroMQ would silently take it away from them."""
+    with plain.socket(plain.AF_UNIX, plain.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+    raise ConfigError(f"{path} is in use: another kvferry runs with this run_dir")
+
+
+def _numeric(endpoint: str) -> str:
+    """``tcp://host:port`` with an address for the host: ZeroMQ binds to no host names."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        found = plain.getaddrinfo(host.strip("[]"), int(port), type=plain.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {endpoint}: no such host ({error.strerror})") from None
+    # IPv4 first, as a dialer that was given the same name tries it.
+    family, *_, address = min(found, key=lambda entry: entry[0] != plain.AF_INET)
+    literal = f"[{address[0]}]" if family == plain.AF_INET6 else address[0]
+    return f"tcp://{literal}:{port}"
