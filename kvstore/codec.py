@@ -51,6 +51,7 @@ def decode(frame: bytes | memoryview) -> AnyMessage:
             max_map_len=_MAX_KEYS,
             max_ext_len=0,
         )
-        return msgspec.convert(plain, type=AnyMessage, strict=True)
+        message: AnyMessage = msgspec.convert(plain, type=AnyMessage, strict=True)
     except (ValueError, TypeError, msgpack.UnpackException, msgspec.ValidationError) as error:
         raise WireError(f"not a kvferry message: {error}") from None
+    return message

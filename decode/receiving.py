@@ -1,0 +1,191 @@
+"""The thread that fetches blocks from prefill workers into reserved pages.
+
+One lock guards the receiver's state together with every write to the pages, so that ``abort`` is
+a barrier: when it returns, no byte is written into that transfer's pages any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from kvstore.affinity import unbind_from_core
+from kvstore.clock import Clock
+from kvstore.messages import Blocks, Outcome, Ready
+from kvstore.pages import KVPages
+from kvstore.receiving import Ended, Placement, ReceiverCore, Reservation
+from kvstore.transport.wire import DecodeWire, FromSender
+
+_IDLE_SECONDS = 0.5
+_DIALLING_SECONDS = 0.001
+
+log = logging.getLogger("kvferry.decode")
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """One transfer to fetch: where to put it, and the message that asks for it.
+
+    ``local_tokens`` of the prompt were cached here; a block holds ``block_tokens``.
+    """
+
+    reservation: Reservation
+    ready: Ready
+    local_tokens: int
+    prompt_tokens: int
+    block_tokens: int
+
+
+class Receiver:
+    """Fetches one rank's blocks. Methods are called by the engine's thread and return at once."""
+
+    def __init__(self, core: ReceiverCore, pages: KVPages, wire: DecodeWire, clock: Clock) -> None:
+        self._core = core
+        self._pages = pages
+        self._wire = wire
+        self._clock = clock
+        self._block_bytes = pages.layers * pages.page_bytes
+        self._fetches: dict[bytes, Fetch] = {}
+        self._unsent: dict[bytes, Fetch] = {}
+        self._done: list[Ended] = []
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="kvferry-fetch", daemon=True)
+
+    def start(self) -> None:
+        """Begin fetching."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 5.0) -> None:
+        """End the thread and drop all connections."""
+        self._stopping = True
+        self._wire.wake()
+        self._thread.join(seconds)
+
+    def fetch(self, fetch: Fetch) -> None:
+        """Memory is reserved; fetch the blocks. Ends exactly once in ``take_ended``."""
+        transfer = fetch.reservation.transfer
+        with self._lock:
+            self._fetches[transfer] = self._unsent[transfer] = fetch
+            self._core.begin(fetch.reservation, self._clock())
+        self._wire.wake()
+
+    def abort(self, transfer: bytes) -> None:
+        """The engine no longer wants it; nothing is written once this returns."""
+        with self._lock:
+            self._core.abandon(transfer, self._clock())
+        self._wire.wake()
+
+    def take_ended(self) -> list[Ended]:
+        """Transfers that ended since the last call."""
+        with self._lock:
+            done, self._done = self._done, []
+        return done
+
+    def _run(self) -> None:
+        unbind_from_core()
+        try:
+            while not self._stopping:
+                received = self._receive()
+                self._observe()
+                self._send()
+                self._finish()
+                if not received:
+                    self._wire.wait(self._patience())
+        finally:
+            self._wire.close()
+
+    def _patience(self) -> float:
+        with self._lock:
+            deadline = self._core.next_deadline()
+            if self._unsent:
+                return _DIALLING_SECONDS
+        return min(_IDLE_SECONDS, deadline - self._clock()) if deadline else _IDLE_SECONDS
+
+    def _receive(self) -> bool:
+        arrival = self._wire.receive()
+        if arrival is None:
+            return False
+        with self._lock:
+            if isinstance(arrival.message, Blocks):
+                self._place(arrival, arrival.message)
+            else:
+                self._core.on_failed(arrival.peer, arrival.message, self._clock())
+        return True
+
+    def _place(self, arrival: FromSender, message: Blocks) -> None:
+        now = self._clock()
+        placement = self._core.accept(arrival.peer, message, len(arrival.payload), now)
+        if placement is None:
+            return
+        damaged = self._damaged(placement, arrival.payload)
+        if damaged is not None:
+            self._core.corrupt(placement, damaged, now)
+            return
+        for index, block in enumerate(placement.block_ids):
+            page = np.frombuffer(self._slice(arrival.payload, index), dtype=np.uint8)
+            self._pages.scatter(block, page)
+        self._core.placed(placement, self._clock())
+
+    def _slice(self, payload: memoryview, index: int) -> memoryview:
+        return payload[index * self._block_bytes : (index + 1) * self._block_bytes]
+
+    def _damaged(self, placement: Placement, payload: memoryview) -> int | None:
+        """The position of the first block that is not what was sent; None when all are."""
+        for index, digest in enumerate(placement.digests):
+            if xxhash.xxh3_128_digest(self._slice(payload, index)) != digest:
+                return placement.first + index
+        return None
+
+    def _observe(self) -> None:
+        lost, abandoned = self._wire.lost(), self._wire.abandoned()
+        with self._lock:
+            now = self._clock()
+            for peer in lost:
+                self._core.peer_lost(peer, now)
+            for transfer in abandoned:
+                self._core.abandon(transfer, now)
+            self._core.expire(now)
+
+    def _send(self) -> None:
+        with self._lock:
+            unsent, outgoing = list(self._unsent.items()), self._core.take_outgoing()
+        for transfer, fetch in unsent:
+            if self._wire.send(fetch.reservation.peer, fetch.ready):
+                with self._lock:
+                    self._unsent.pop(transfer, None)
+        for peer, message in outgoing:
+            # A sender that takes no acknowledgement will stall and be caught by the deadline.
+            self._wire.send(peer, message)
+
+    def _finish(self) -> None:
+        with self._lock:
+            ended = self._core.take_ended()
+            fetches = [self._fetches.pop(end.transfer) for end in ended]
+            for end in ended:
+                if end.reason is not None:
+                    self._unsent.pop(end.transfer, None)
+        for end, fetch in zip(ended, fetches, strict=True):
+            if end.reason is not None:
+                log.warning("recomputing: %s (%s)", end.reason, end.detail)
+            self._wire.report(self._outcome(end, fetch))
+        with self._lock:
+            self._done.extend(ended)
+
+    def _outcome(self, end: Ended, fetch: Fetch) -> Outcome:
+        received = min(
+            end.received_blocks * fetch.block_tokens, fetch.prompt_tokens - fetch.local_tokens
+        )
+        return Outcome(
+            transfer=end.transfer,
+            shipped=end.reason is None,
+            local_tokens=fetch.local_tokens,
+            received_tokens=received,
+            received_bytes=end.received_blocks * self._block_bytes,
+            wait_ms=end.wait_seconds * 1000,
+            reason=end.reason,
+        )
