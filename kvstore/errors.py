@@ -8,6 +8,7 @@
     │   └── LayoutMismatch     refuse the peer: the two ends disagree about a block's bytes
     ├── TransferError          recompute: this transfer will not complete
     ├── TierDown               go on without the DRAM tier until it is back
+    ├── WorkerLost             try another worker, or answer that none is left
     └── ApiError               answer the client with this status, in OpenAI's error shape
 """
 
@@ -36,6 +37,14 @@ class TransferError(KvferryError):
 
 class TierDown(KvferryError):
     """The DRAM tier cannot be reached."""
+
+
+class WorkerLost(KvferryError):
+    """The HTTP connection to a worker failed; ``connected`` says whether it ever stood."""
+
+    def __init__(self, message: str, *, connected: bool) -> None:
+        super().__init__(message)
+        self.connected = connected
 
 
 class ApiError(KvferryError):
