@@ -45,7 +45,6 @@ class _Outbound:
     pages: dict[int, int] = field(default_factory=dict)
     next: int = 0
     acked: int = 0
-    closed: bool = False
 
     @property
     def shipping(self) -> bool:
@@ -97,13 +96,12 @@ class SenderCore:
 
     def close(self, transfer: bytes) -> None:
         """The engine is through with the prompt: what has not been supplied never will be."""
-        outbound = self._live.get(transfer)
-        if outbound is None or outbound.prompt is None:
+        if transfer in self._gone:
             return
-        outbound.closed = True
-        missing = set(range(outbound.next, outbound.prompt.blocks)) - outbound.pages.keys()
-        if missing:
-            self._fail(transfer, "prefill-failed", f"{len(missing)} blocks were never computed")
+        outbound = self._live.setdefault(transfer, _Outbound(0.0))
+        blocks = outbound.prompt.blocks if outbound.prompt else None
+        if blocks is None or set(range(outbound.next, blocks)) - outbound.pages.keys():
+            self._fail(transfer, "prefill-failed", "the prompt was not computed to its end")
 
     # -- from the wire and the clock
 

