@@ -1,0 +1,315 @@
+"""A worker's relay: the engine's cache events in, a feed for proxies out.
+
+It runs beside the engine, in a thread of the process that supervises it, so it outlives the
+engine. It hears the engine on a private ipc socket; the feed is open to proxies only. What was
+missed is asked for again; what cannot be had again makes everything known doubtful, and the worker
+counts as cold rather than as warmer than it is.
+
+Not covered: an engine that publishes from several data-parallel ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import closing
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import zmq
+
+from kvstore.cluster import WorkerSettings
+from kvstore.codec import decode, encode
+from kvstore.credentials import Credentials, PeerRole
+from kvstore.engine_events import Cleared, EventOrder, InOrder, decode_batch
+from kvstore.errors import ConfigError, WireError
+from kvstore.messages import Announce, Subscribe, WorkerState
+from kvstore.private import require_private
+from kvstore.relay_core import RelayCore, Told
+from kvstore.transport.sockets import SocketOptions, listen
+
+ANNOUNCE_SECONDS = 1.0
+REPLAY_SECONDS = 2.0
+"""How long a replay may take before what is missing counts as lost."""
+PROBE_SECONDS = 2.0
+"""Without events for so long, a replay shows whether the last ones went missing."""
+
+_TURN_MS = 50
+_BURST = 256
+_MAX_EVENT_BYTES = 64 << 20
+_EVENT_QUEUE = 100_000
+_REPLAY_OVER = b"\xff" * 8
+_FEED = SocketOptions(max_frame_bytes=4096, send_queue=256, receive_queue=64)
+
+log = logging.getLogger(__name__)
+
+
+def replay_endpoint(events: str) -> str:
+    """Where the engine that publishes on ``events`` answers replays."""
+    return f"{events}-replay"
+
+
+class Relay:
+    """One worker's relay.
+
+    :meth:`run` owns every socket and all state; the other methods may be called from any thread
+    at any time and take effect in the order of the calls. It runs once.
+    """
+
+    def __init__(
+        self, announce: Announce, settings: WorkerSettings, credentials: Credentials
+    ) -> None:
+        self._core = RelayCore(announce)
+        self._settings = settings
+        self._credentials = credentials
+        # Unbounded, but a worker's supervisor has a few wishes per engine start at most.
+        self._wishes: SimpleQueue[Callable[[_Turns], None]] = SimpleQueue()
+        self._listening: Future[None] = Future()
+
+    def describe(self, announce: Announce) -> None:
+        """Announces what ``announce`` says of the worker, apart from state and generation."""
+        self._wishes.put(lambda turns: turns.tell([turns.core.describe(announce)]))
+
+    def set_state(self, state: WorkerState) -> None:
+        """Announces another state at once."""
+        self._wishes.put(lambda turns: turns.tell([turns.core.set_state(state)]))
+
+    def engine_restarted(self, generation: str) -> None:
+        """Begins anew; to be called after the old engine has ended, before the new one starts."""
+        self._wishes.put(lambda turns: turns.restart(generation))
+
+    def wait_listening(self, seconds: float) -> None:
+        """Returns once proxies can connect.
+
+        Raises ConfigError where the address cannot be listened on, TimeoutError after ``seconds``.
+        """
+        self._listening.result(timeout=seconds)
+
+    def run(self, stop: threading.Event) -> None:
+        """Relays until ``stop`` is set. Raises ConfigError as :meth:`wait_listening` does."""
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        addresses, proxies = self._settings.addresses, frozenset[PeerRole]({"proxy"})
+        try:
+            _require_private_folder(addresses.events)
+            with (
+                listen(
+                    context, addresses.feed, self._settings.role, proxies, self._credentials, _FEED
+                ) as feed,
+                closing(_Turns(context, self._core, feed, addresses.events)) as turns,
+            ):
+                self._listening.set_result(None)
+                while not stop.is_set():
+                    self._grant(turns)
+                    turns.turn(time.monotonic())
+        except ConfigError as error:
+            self._listening.set_exception(error)
+            raise
+        finally:
+            context.term()
+
+    def _grant(self, turns: _Turns) -> None:
+        try:
+            while True:
+                self._wishes.get_nowait()(turns)
+        except Empty:
+            return
+
+
+class _Turns:
+    """The relay's sockets and what happens in one turn of its loop."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        core: RelayCore,
+        feed: zmq.Socket[bytes],
+        events: str,
+    ) -> None:
+        self.core = core
+        self._context = context
+        self._feed = feed
+        self._engine = _Engine(context, events)
+        self._next_announce = 0.0
+
+    def close(self) -> None:
+        """Closes the engine's sockets."""
+        self._engine.close()
+
+    def turn(self, now: float) -> None:
+        """Waits for something to happen, at most a moment, and does what is due."""
+        poller = zmq.Poller()
+        for socket in (self._feed, *self._engine.sockets):
+            poller.register(socket, zmq.POLLIN)
+        poller.poll(_TURN_MS)
+        for _ in range(_BURST):
+            if not self._hear_proxy(now):
+                break
+        for arrived in self._engine.hear(now):
+            self._take_in(arrived)
+        if now >= self._next_announce:
+            self._next_announce = now + ANNOUNCE_SECONDS
+            self.core.expire(now)
+            self.tell([self.core.announce])
+
+    def restart(self, generation: str) -> None:
+        """A new engine: nothing the old one sent may be heard any more."""
+        self._engine.close()
+        self._engine = _Engine(self._context, self._engine.events)
+        self.tell(self.core.restart(generation))
+
+    def tell(self, messages: Iterable[Told]) -> None:
+        """Sends ``messages`` to every subscriber; drops those that cannot take them."""
+        for message in messages:
+            frame = encode(message)
+            for peer in self.core.subscribers:
+                self._send(peer, frame)
+
+    def _take_in(self, arrived: InOrder) -> None:
+        if arrived.lost:
+            log.warning("engine events were lost: the worker counts as cold")
+            self.tell(self.core.apply("gpu", [Cleared()]))
+        for batch in arrived.batches:
+            try:
+                events = decode_batch(batch)
+            except WireError as error:
+                log.error("%s; the worker counts as cold", error)  # noqa: TRY400 - no traceback
+                events = [Cleared()]
+            self.tell(self.core.apply("gpu", events))
+
+    def _hear_proxy(self, now: float) -> bool:
+        try:
+            peer, *frames = self._feed.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        try:
+            message = decode(frames[0]) if len(frames) == 1 else None
+        except WireError as error:
+            log.warning("feed: %s", error)
+            return True
+        if isinstance(message, Subscribe):
+            for told in self.core.subscribe(peer, message, now):
+                if not self._send(peer, encode(told)):
+                    break
+        return True
+
+    def _send(self, peer: bytes, frame: bytes) -> bool:
+        try:
+            self._feed.send_multipart([peer, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            # Gone, or its queue is full: either way it would miss this one.
+            log.info("feed: subscriber dropped: %s", error.strerror)
+            self.core.drop(peer)
+            return False
+        return True
+
+
+class _Engine:
+    """The engine's event socket, and its replay socket while something is asked for."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], events: str) -> None:
+        self.events = events
+        self._context = context
+        self._order = EventOrder()
+        self._live = self._connect(zmq.SUB, events)
+        self._replay: zmq.Socket[bytes] | None = None
+        self._asked = False
+        self._replay_until = 0.0
+        self._quiet_until = 0.0
+
+    @property
+    def sockets(self) -> list[zmq.Socket[Any]]:
+        """What to wait on."""
+        return [self._live] if self._replay is None else [self._live, self._replay]
+
+    def close(self) -> None:
+        """Closes both sockets."""
+        self._live.close()
+        self._end_replay()
+
+    def hear(self, now: float) -> list[InOrder]:
+        """What has arrived, in order; asks for what is missing."""
+        heard = []
+        for _ in range(_BURST):
+            frames = _receive(self._live)
+            if frames is None:
+                break
+            self._quiet_until = now + PROBE_SECONDS
+            if len(frames) == 3:
+                heard.append(self._order.live(int.from_bytes(frames[1], "big"), frames[2]))
+        if self._replay is None and (self._order.missing or now >= self._quiet_until):
+            self._begin_replay(now)
+        if self._replay is not None:
+            heard.extend(self._hear_replay(now, self._replay))
+        return heard
+
+    def _begin_replay(self, now: float) -> None:
+        self._replay = self._connect(zmq.DEALER, replay_endpoint(self.events))
+        self._asked = False
+        self._replay_until = now + REPLAY_SECONDS
+        self._quiet_until = self._replay_until + PROBE_SECONDS
+
+    def _end_replay(self) -> None:
+        if self._replay is not None:
+            self._replay.close()
+            self._replay = None
+
+    def _hear_replay(self, now: float, replay: zmq.Socket[bytes]) -> list[InOrder]:
+        heard = []
+        if not self._asked:
+            try:
+                request = [b"", self._order.expected.to_bytes(8, "big")]
+                replay.send_multipart(request, zmq.NOBLOCK)
+                self._asked = True
+            except zmq.Again:
+                pass  # not connected; until the deadline
+        over = now >= self._replay_until
+        for _ in range(_BURST):
+            frames = _receive(replay)
+            if frames is None:
+                break
+            if len(frames) == 4 and frames[2] != _REPLAY_OVER:
+                number = int.from_bytes(frames[2], "big")
+                heard.append(self._order.replayed(number, frames[3]))
+            else:
+                over = True
+                break
+        if over:
+            self._end_replay()
+            heard.append(self._order.replay_over())
+        return heard
+
+    def _connect(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, _EVENT_QUEUE)
+        socket.setsockopt(zmq.MAXMSGSIZE, _MAX_EVENT_BYTES)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        if kind == zmq.SUB:
+            socket.setsockopt(zmq.SUBSCRIBE, b"")
+        else:
+            socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.connect(endpoint)
+        return socket
+
+
+def _require_private_folder(events: str) -> None:
+    """The engine's events carry salts in clear, and nothing but their folder protects them."""
+    if not events.startswith("ipc:///"):
+        raise ConfigError(f"engine events belong on ipc:///path, not on {events!r}")
+    folder = Path(events.removeprefix("ipc://")).parent
+    try:
+        require_private(folder.stat(), folder)
+    except OSError as error:
+        raise ConfigError(f"cannot reach {folder}: {error.strerror}") from None
+
+
+def _receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    try:
+        return socket.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
