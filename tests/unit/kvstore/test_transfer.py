@@ -1,0 +1,345 @@
+"""Sender and receiver together, over a channel that delays, repeats, drops and breaks."""
+
+from dataclasses import replace as replace_fields
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
+
+from kvstore.layout import KVLayout
+from kvstore.messages import PROTOCOL_VERSION, Blocks, Cancel, Failed, Ready, Received
+from kvstore.receiving import ReceiverCore, Reservation
+from kvstore.sending import SenderCore
+from kvstore.transfer import Prompt, ready_mac
+
+KEY = b"k" * 32
+T = b"t" * 16
+PEER = b"decode-0"
+URI = "zmq+ipc:///prefill"
+BLOCK_BYTES = 8
+LAYOUT = KVLayout("m", "e", "bf16", "auto", "LBHNC", "cpu", 32, 2, 4, 0, 1)
+PROMPT = Prompt(salt="s" * 64, digest=b"d" * 32, blocks=5)
+
+
+def sender(window: int = 32, limit: int = 8) -> SenderCore:
+    return SenderCore("gen", LAYOUT, KEY, window=window, limit=limit)
+
+
+def ready(first: int = 0, prompt: Prompt = PROMPT, **changes: object) -> Ready:
+    unsigned = Ready(
+        version=PROTOCOL_VERSION,
+        transfer=T,
+        sender_generation="gen",
+        receiver="decode-0",
+        receiver_generation="r",
+        fingerprint=LAYOUT.fingerprint,
+        layout=LAYOUT.summary,
+        first=first,
+        blocks=prompt.blocks,
+        ttl_ms=1000,
+        mac=bytes(32),
+    )
+    signed = replace(unsigned, mac=ready_mac(KEY, unsigned, prompt))
+    return replace(signed, **changes)
+
+
+def drain(core: SenderCore, limit: int = 2) -> list[tuple[int, tuple[int, ...]]]:
+    sent = []
+    while batch := core.next_batch(limit):
+        sent.append((batch.first, batch.block_ids))
+        core.sent(batch)
+    return sent
+
+
+ARRIVALS = ["open", "supply", "ready"]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1], [2, 0, 1]])
+def test_the_order_of_opening_supply_and_ready_does_not_matter(order: list[int]) -> None:
+    core = sender()
+    for step in order:
+        if ARRIVALS[step] == "open":
+            core.open(T, PROMPT, 10.0)
+        elif ARRIVALS[step] == "supply":
+            core.supply(T, {at: 100 + at for at in range(5)})
+        else:
+            core.on_ready(PEER, ready(first=1), 0.0)
+    assert drain(core) == [(1, (101, 102)), (3, (103, 104))]
+    assert core.take_settled() == [T]
+    assert core.take_settled() == []
+
+
+def test_a_window_holds_back_what_is_not_acknowledged() -> None:
+    core = sender(window=2)
+    core.open(T, PROMPT, 10.0)
+    core.supply(T, {at: at for at in range(5)})
+    core.on_ready(PEER, ready(), 0.0)
+    assert drain(core) == [(0, (0, 1))]
+    core.on_received(b"somebody else", Received(T, 2))
+    assert drain(core) == []
+    core.on_received(PEER, Received(T, 1))
+    assert drain(core) == [(2, (2,))]
+
+
+REFUSALS = [
+    ("protocol", {"version": 99}),
+    ("stale-generation", {"sender_generation": "old"}),
+    ("layout-mismatch", {"fingerprint": b"x" * 32}),
+    ("not-authentic", {"mac": b"x" * 32}),
+    ("not-authentic", {"receiver_generation": "other"}),
+    ("not-authentic", {"first": 1}),
+]
+
+
+@pytest.mark.parametrize(("reason", "change"), REFUSALS)
+def test_a_receiver_that_is_not_right_is_refused(reason: str, change: dict[str, object]) -> None:
+    core = sender()
+    core.open(T, PROMPT, 10.0)
+    core.supply(T, {at: at for at in range(5)})
+    core.on_ready(PEER, replace(ready(), **change), 0.0)
+    assert [failed.reason for _, failed in core.take_replies()] == [reason]
+    assert drain(core) == []
+
+
+def test_another_tenants_salt_opens_nothing() -> None:
+    core = sender()
+    core.open(T, PROMPT, 10.0)
+    core.supply(T, {at: at for at in range(5)})
+    core.on_ready(PEER, ready(prompt=replace_fields(PROMPT, salt="o" * 64)), 0.0)
+    assert [failed.reason for _, failed in core.take_replies()] == ["not-authentic"]
+    assert drain(core) == []
+
+
+def test_a_layout_mismatch_names_both_sides() -> None:
+    core = sender()
+    core.on_ready(PEER, ready(fingerprint=b"x" * 32, layout="THEIRS"), 0.0)
+    detail = core.take_replies()[0][1].detail
+    assert "THEIRS" in detail
+    assert LAYOUT.summary in detail
+
+
+def test_withdrawn_pages_are_not_sent_until_supplied_again() -> None:
+    core = sender()
+    core.open(T, PROMPT, 10.0)
+    core.on_ready(PEER, ready(), 0.0)
+    core.supply(T, {0: 7, 1: 8})
+    batch = core.next_batch(1)
+    assert batch is not None
+    core.sent(batch)
+    core.withdraw(T)
+    assert drain(core) == []
+    core.supply(T, {at: 50 + at for at in range(5)})
+    assert drain(core, 8) == [(1, (51, 52, 53, 54))]
+
+
+def test_a_prompt_that_ends_early_fails_its_receiver_at_once_even_a_late_one() -> None:
+    core = sender()
+    core.open(T, PROMPT, 10.0)
+    core.supply(T, {0: 1})
+    core.close(T)
+    assert core.take_settled() == [T]
+    core.on_ready(PEER, ready(), 0.0)
+    assert [failed.reason for _, failed in core.take_replies()] == ["prefill-failed"]
+    assert core.live() == 0
+
+
+def test_a_lease_ends() -> None:
+    core = sender()
+    core.open(T, PROMPT, 10.0)
+    core.supply(T, {at: at for at in range(5)})
+    core.expire(9.9)
+    assert core.take_settled() == []
+    core.expire(10.0)
+    assert core.take_settled() == [T]
+
+
+def test_early_receivers_are_bounded() -> None:
+    core = sender(limit=1)
+    core.on_ready(PEER, ready(), 0.0)
+    core.on_ready(PEER, replace(ready(), transfer=b"u" * 16), 0.0)
+    assert [failed.reason for _, failed in core.take_replies()] == ["overloaded"]
+    core.expire(1.0)
+    assert core.live() == 0
+
+
+def reservation(first: int = 0, count: int = 5) -> Reservation:
+    return Reservation(T, URI, "gen", first, tuple(range(20, 20 + count)), 10.0)
+
+
+def blocks(first: int, count: int = 1, generation: str = "gen") -> Blocks:
+    return Blocks(T, generation, first, tuple(b"%16d" % at for at in range(first, first + count)))
+
+
+def test_blocks_of_an_old_generation_or_another_peer_have_no_effect() -> None:
+    core = ReceiverCore(BLOCK_BYTES)
+    core.begin(reservation(), 0.0)
+    assert core.accept(URI, blocks(0, generation="old"), BLOCK_BYTES, 1.0) is None
+    assert core.accept("elsewhere", blocks(0), BLOCK_BYTES, 1.0) is None
+    assert core.take_ended() == []
+    assert core.accept(URI, blocks(0), BLOCK_BYTES, 1.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("message", "payload"),
+    [(blocks(1), BLOCK_BYTES), (blocks(0, 6), 6 * BLOCK_BYTES), (blocks(0), BLOCK_BYTES - 1)],
+)
+def test_blocks_that_cannot_be_right_end_the_transfer(message: Blocks, payload: int) -> None:
+    core = ReceiverCore(BLOCK_BYTES)
+    core.begin(reservation(), 0.0)
+    assert core.accept(URI, message, payload, 1.0) is None
+    assert [end.reason for end in core.take_ended()] == ["protocol"]
+    assert core.take_outgoing() == [(URI, Cancel(T))]
+
+
+def test_a_damaged_block_ends_the_transfer() -> None:
+    core = ReceiverCore(BLOCK_BYTES)
+    core.begin(reservation(), 0.0)
+    placement = core.accept(URI, blocks(0), BLOCK_BYTES, 1.0)
+    assert placement is not None
+    core.corrupt(placement, 0, 1.0)
+    assert [end.reason for end in core.take_ended()] == ["digest-mismatch"]
+    assert core.accept(URI, blocks(0), BLOCK_BYTES, 1.0) is None
+
+
+class TransferMachine(RuleBasedStateMachine):
+    """One transfer end to end. Pages hold their position; preemption gives them other ids."""
+
+    @initialize(blocks_=st.integers(1, 9), first=st.integers(0, 9), window=st.integers(1, 4))
+    def begin(self, blocks_: int, first: int, window: int) -> None:
+        self.prompt = Prompt("s" * 64, b"d" * 32, blocks_)
+        self.first = min(first, blocks_)
+        self.sender = sender(window)
+        self.receiver = ReceiverCore(BLOCK_BYTES)
+        self.now = 0.0
+        self.salted_page = 1000
+        self.pages: dict[int, int] = {}
+        self.written: dict[int, int] = {}
+        self.to_receiver: list[tuple[Blocks, tuple[int, ...]] | Failed] = []
+        self.to_sender: list[Ready | Received | Cancel] = [ready(self.first, self.prompt)]
+        ids = tuple(range(self.first, blocks_))
+        self.receiver.begin(Reservation(T, URI, "gen", self.first, ids, 50.0), 0.0)
+        self.settled = 0
+        self.ended: list[str | None] = []
+        self.opened = False
+        self.computed = 0
+
+    @precondition(lambda self: not self.opened)
+    @rule()
+    def open(self) -> None:
+        self.opened = True
+        self.sender.open(T, self.prompt, 40.0)
+
+    @precondition(lambda self: self.opened and self.computed < self.prompt.blocks)
+    @rule(count=st.integers(1, 4))
+    def compute(self, count: int) -> None:
+        until = min(self.prompt.blocks, self.computed + count)
+        fresh = {}
+        for position in range(self.computed, until):
+            self.salted_page += 1
+            self.pages[self.salted_page] = position
+            fresh[position] = self.salted_page
+        self.computed = until
+        self.sender.supply(T, fresh)
+
+    @precondition(lambda self: self.opened)
+    @rule()
+    def preempt(self) -> None:
+        self.sender.withdraw(T)
+        self.pages.clear()
+        self.computed = 0
+
+    @rule(limit=st.integers(1, 3))
+    def ship(self, limit: int) -> None:
+        batch = self.sender.next_batch(limit)
+        if batch is None:
+            return
+        contents = tuple(self.pages[page] for page in batch.block_ids)
+        self.sender.sent(batch)
+        digests = tuple(b"%16d" % at for at in contents)
+        self.to_receiver.append((Blocks(T, "gen", batch.first, digests), contents))
+
+    @rule(repeat=st.booleans())
+    def deliver_to_receiver(self, repeat: bool) -> None:
+        for failed in (failed for _, failed in self.sender.take_replies()):
+            self.to_receiver.append(failed)
+        if not self.to_receiver:
+            return
+        message = self.to_receiver[0] if repeat else self.to_receiver.pop(0)
+        if isinstance(message, Failed):
+            self.receiver.on_failed(URI, message, self.now)
+            return
+        header, contents = message
+        size = BLOCK_BYTES * len(contents)
+        placement = self.receiver.accept(URI, header, size, self.now)
+        if placement is not None:
+            for block, content in zip(placement.block_ids, contents, strict=True):
+                self.written[block] = content
+            self.receiver.placed(placement, self.now)
+
+    @rule()
+    def deliver_to_sender(self) -> None:
+        self.to_sender += [message for _, message in self.receiver.take_outgoing()]
+        if not self.to_sender:
+            return
+        match self.to_sender.pop(0):
+            case Ready() as message:
+                self.sender.on_ready(PEER, message, self.now)
+            case Received() as message:
+                self.sender.on_received(PEER, message)
+            case Cancel() as message:
+                self.sender.on_cancel(PEER, message)
+
+    @rule(seconds=st.floats(0, 5))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.sender.expire(self.now)
+        self.receiver.expire(self.now)
+
+    @precondition(lambda self: self.opened)
+    @rule()
+    def engine_is_through(self) -> None:
+        self.sender.close(T)
+
+    @rule()
+    def break_connection(self) -> None:
+        self.receiver.peer_lost(URI, self.now)
+        self.sender.peer_lost(PEER)
+        self.to_receiver.clear()
+        self.to_sender.clear()
+
+    @rule()
+    def abandon(self) -> None:
+        self.receiver.abandon(T, self.now)
+
+    @invariant()
+    def every_end_is_told_once(self) -> None:
+        self.settled += len(self.sender.take_settled())
+        self.ended += [end.reason for end in self.receiver.take_ended()]
+        assert self.settled <= 1
+        assert len(self.ended) <= 1
+
+    @invariant()
+    def no_wrong_page(self) -> None:
+        assert all(block == content for block, content in self.written.items())
+
+    @invariant()
+    def complete_means_all_there(self) -> None:
+        if self.ended == [None]:
+            assert set(self.written) == set(range(self.first, self.prompt.blocks))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "sender"):
+            return
+        self.now += 1000
+        self.sender.expire(self.now)
+        self.receiver.expire(self.now)
+        self.every_end_is_told_once()
+        assert len(self.ended) == 1
+        assert self.settled == int(self.opened)
+        assert self.sender.live() == self.receiver.live() == 0
+
+
+TestTransfer = TransferMachine.TestCase
+TestTransfer.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
