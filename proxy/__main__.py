@@ -1,0 +1,147 @@
+"""``python -m proxy``: the proxy as a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from kvstore import cluster
+from kvstore.cluster import ClusterConfig
+from kvstore.credentials import Credentials, load_or_create
+from kvstore.errors import ConfigError
+from kvstore.feed import FeedClient
+from kvstore.index import Directory
+from kvstore.messages import Role
+from proxy.app import Api, create
+from proxy.identity import Keyring
+from proxy.metrics import Metrics
+from proxy.pipeline import Pipeline, Settings
+from proxy.upstream import Upstream
+
+LEASE_SECONDS = 5.0
+"""A worker not heard of for so long is gone; it announces itself every second."""
+
+KEEP_ALIVE_SECONDS = 75
+GRACE_SECONDS = 5
+
+log = logging.getLogger("kvferry.proxy")
+
+_ROLES: tuple[Role, Role] = ("prefill", "decode")
+
+
+def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) -> ASGIApp:
+    """The proxy of ``config`` as an ASGI application. Nothing is opened before it starts up."""
+    directory = Directory(LEASE_SECONDS)
+    metrics = Metrics()
+    upstream = Upstream(
+        credentials.http_token(),
+        config.proxy.connect_seconds,
+        # Two legs, an abandon and a rendering, at most, of each request at a time.
+        4 * config.proxy.max_requests,
+    )
+    settings = Settings(config.proxy, config.ship, credentials.salt_key())
+    pipeline = Pipeline(settings, directory, upstream, metrics)
+    uris = {
+        cluster.addresses(config, run_dir, role, index).feed: role
+        for role in _ROLES
+        for index in range(config.workers(role).count)
+    }
+    name = f"proxy-{secrets.token_hex(4)}"
+
+    @asynccontextmanager
+    async def lifespan(_app: object) -> AsyncIterator[None]:
+        feed = FeedClient(uris, credentials, name, directory)
+        async with upstream:
+            following = asyncio.create_task(feed.run(), name="feed")
+            following.add_done_callback(_report)
+            await asyncio.sleep(0)
+            if following.done():  # an address that cannot be dialled
+                following.result()
+            try:
+                yield
+            finally:
+                following.cancel()
+                await asyncio.wait({following})
+
+    body_bytes = config.proxy.body_mib << 20
+    return create(Api(pipeline, Keyring(config.tenants), metrics, body_bytes), lifespan)
+
+
+def serve(config: ClusterConfig, run_dir: Path, state_dir: Path) -> None:
+    """Serves until SIGINT or SIGTERM. Raises ConfigError if it cannot start."""
+    credentials = load_or_create(state_dir)
+    listener = _listen(config.proxy.host, config.proxy.port)
+    settings = uvicorn.Config(
+        application(config, run_dir, credentials),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    with listener:
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. 0 after a clean stop, 2 for a wrong configuration."""
+    parser = argparse.ArgumentParser(prog="python -m proxy", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the cluster's TOML file")
+    parser.add_argument("--run-dir", type=Path, help="where the workers' sockets are")
+    parser.add_argument("--state-dir", type=Path, help="where the cluster's keys are")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        config = cluster.load(options.config)
+        run_dir = _folder(options.run_dir, config.run_dir, "run_dir")
+        state_dir = _folder(options.state_dir, config.state_dir, "state_dir")
+        serve(config, run_dir, state_dir)
+    except ConfigError as error:
+        sys.stderr.write(f"kvferry: {error}\n")
+        return 2
+    return 0
+
+
+def _folder(option: Path | None, configured: str, name: str) -> Path:
+    if option is not None:
+        return option
+    if not configured:
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(f"which folder? Set {name} in the configuration or give {flag}")
+    return Path(configured)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def _report(following: asyncio.Task[None]) -> None:
+    if not following.cancelled() and (error := following.exception()) is not None:
+        log.error("the feed ended: %s: %s", type(error).__name__, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Sending the legs of a planned request: both at once.
+
+The prefill leg never fails the request. Where it does not deliver, decode is told, again and
+again until it has settled, to await nothing more; it then computes the prompt itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvstore.cluster import Ship, Tenant
+from kvstore.errors import WireError, WorkerLost
+from kvstore.handoff import DecodeTicket, PrefillTicket
+from kvstore.messages import Announce, Outcome
+from proxy import legs, usage
+from proxy.flight import Flight
+from proxy.metrics import Metrics
+from proxy.requests import PATHS, ClientRequest, Route
+from proxy.steering import DecodeOnly, Disaggregated
+from proxy.upstream import REQUEST_HEADER, TRANSFER_HEADER, Reply, Upstream
+from proxy.usage import Path, PrefillEnd
+
+log = logging.getLogger("kvferry.proxy")
+
+_ABANDON_PAUSES = (0.05, 0.1, 0.25, 0.5, *(1.0 for _ in range(30)))
+"""Seconds between tellings; together about as long as decode would wait by itself."""
+
+Spare = Callable[[str, str], Announce | None]
+"""(model, worker that was lost) to another decode worker, if there is one."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A client's call, authenticated, its body read."""
+
+    route: Route
+    tenant: Tenant
+    body: bytes
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, ready to be planned and sent. ``tokens``: its prompt, where it is known.
+
+    ``alone`` says why the decode worker has to serve it by itself, None if it need not.
+    """
+
+    call: Call
+    request: ClientRequest
+    model: str
+    salt: str
+    tokens: list[int] | None
+    alone: str | None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The decode leg's reply, its headers read: by whom, and which path the request took."""
+
+    reply: Reply
+    decode: Announce
+    path: Path
+    reason: str
+    outcome: Outcome | None
+
+
+class Dispatch:
+    """Sends legs. Without state of its own: what a request holds is in its flight."""
+
+    def __init__(self, upstream: Upstream, ship: Ship, metrics: Metrics, spare: Spare) -> None:
+        self._upstream = upstream
+        self._ship = ship
+        self._metrics = metrics
+        self._spare = spare
+
+    async def send(self, job: Job, plan: Disaggregated | DecodeOnly, flight: Flight) -> Sent:
+        """Both legs of ``plan``; returns when the decode leg answers. Raises WorkerLost."""
+        ticket = None
+        if isinstance(plan, Disaggregated):
+            ticket = DecodeTicket(
+                transfer=secrets.token_hex(16),
+                ttl_ms=_milliseconds(self._ship.deadline_seconds),
+                ship=plan.prefill.ship,
+                sender_generation=plan.prefill.generation,
+            )
+            flight.prefill = asyncio.create_task(
+                self._prefill_leg(job, plan, ticket.transfer, flight), name="prefill leg"
+            )
+        try:
+            reply, decode, ticketed = await self._decode_leg(job, plan.decode, ticket, flight)
+        finally:
+            flight.settled.set()
+        outcome = _outcome(reply)
+        alone = plan.reason if isinstance(plan, DecodeOnly) else None
+        path, reason = usage.path_taken(alone, ticketed, outcome)
+        return Sent(reply, decode, path, reason, outcome)
+
+    async def _decode_leg(
+        self, job: Job, worker: Announce, ticket: DecodeTicket | None, flight: Flight
+    ) -> tuple[Reply, Announce, bool]:
+        """The reply of ``worker``, or of another one if it is lost before its first token.
+
+        And who gave it, and whether that worker had a ticket.
+        """
+        try:
+            reply = await self._post(job, worker, ticket, flight)
+        except WorkerLost as lost:
+            self._metrics.leg_failed("decode", "lost" if lost.connected else "unreachable")
+            spare = self._spare(job.model, worker.worker)
+            if spare is None:
+                raise
+            if lost.connected:
+                # The lost worker may have opened the transfer: it is good for nobody else.
+                await flight.drop_prefill()
+                ticket = None
+        else:
+            return reply, worker, ticket is not None
+        reply = await self._post(job, spare, ticket, flight)
+        return reply, spare, ticket is not None
+
+    async def _post(
+        self, job: Job, worker: Announce, ticket: DecodeTicket | None, flight: Flight
+    ) -> Reply:
+        flight.to_decode(worker)
+        body = legs.decode_body(job.request, job.salt, job.tokens, ticket)
+        headers = {REQUEST_HEADER: job.call.request_id}
+        if ticket is not None:
+            headers[TRANSFER_HEADER] = ticket.transfer
+        return await self._upstream.post(worker.http, PATHS[job.call.route], body, headers)
+
+    async def _prefill_leg(
+        self, job: Job, plan: Disaggregated, transfer: str, flight: Flight
+    ) -> PrefillEnd:
+        assert job.tokens is not None
+        ticket = PrefillTicket(transfer, _milliseconds(self._ship.lease_seconds))
+        body = legs.prefill_body(job.model, job.tokens, job.salt, ticket)
+        with flight.counted(plan.prefill):
+            end = await self._prefilled(plan.prefill.http, body, job.call.request_id)
+        if end.failure is not None:
+            self._metrics.leg_failed("prefill", end.failure)
+            log.warning(
+                "request=%s prefill leg on %s failed: %s",
+                job.call.request_id,
+                plan.prefill.worker,
+                end.failure,
+            )
+            await self._abandon(transfer, job.call.request_id, flight)
+        return end
+
+    async def _prefilled(self, http: str, body: dict[str, Any], request_id: str) -> PrefillEnd:
+        # No transfer header here: the gate would wait for an outcome, which only decode has.
+        headers = {REQUEST_HEADER: request_id}
+        try:
+            reply = await self._upstream.post(http, legs.PREFILL_PATH, body, headers)
+        except WorkerLost as lost:
+            return PrefillEnd(lost.connected, failure="lost" if lost.connected else "unreachable")
+        try:
+            if reply.status != 200:
+                return PrefillEnd(connected=True, failure=f"http-{reply.status}")
+            _, figures = usage.split_reply(await reply.body())
+        except WorkerLost:
+            return PrefillEnd(connected=True, failure="lost")
+        finally:
+            reply.close()
+        return PrefillEnd(connected=True, cached=usage.reported_cached(figures))
+
+    async def _abandon(self, transfer: str, request_id: str, flight: Flight) -> None:
+        """Tells decode that nothing will come, until it has settled.
+
+        Told once is not enough: the decode leg may not have reached its engine yet.
+        """
+        headers = {REQUEST_HEADER: request_id}
+        path = f"/kvferry/abandon/{transfer}"
+        for pause in _ABANDON_PAUSES:
+            if flight.settled.is_set() or flight.decode is None:
+                return
+            try:
+                (await self._upstream.post(flight.decode.http, path, {}, headers)).close()
+            except WorkerLost:
+                log.debug("abandon not delivered")  # the decode leg finds out as well, and moves
+            try:
+                async with asyncio.timeout(pause):
+                    await flight.settled.wait()
+            except TimeoutError:
+                continue
+
+
+def _outcome(reply: Reply) -> Outcome | None:
+    try:
+        return reply.outcome()
+    except WireError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

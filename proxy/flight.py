@@ -1,0 +1,67 @@
+"""What one request holds while it is served, and gives back in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager, ExitStack
+
+from kvstore.messages import Announce
+from proxy.loads import Loads
+from proxy.upstream import Reply
+from proxy.usage import PrefillEnd
+
+
+class Flight:
+    """The legs of one request. ``release`` aborts what is unfinished; it is idempotent.
+
+    ``decode`` is the worker that has the decode leg. ``settled``: it has answered, so a failing
+    prefill leg no longer concerns it.
+    """
+
+    def __init__(self, loads: Loads) -> None:
+        self._loads = loads
+        self._decode_counted = ExitStack()
+        self._reply: Reply | None = None
+        self.decode: Announce | None = None
+        self.prefill: asyncio.Task[PrefillEnd] | None = None
+        self.settled = asyncio.Event()
+
+    def counted(self, worker: Announce) -> AbstractContextManager[None]:
+        """Counts one request on ``worker`` while entered."""
+        return self._loads.counted(worker.worker)
+
+    def to_decode(self, worker: Announce) -> None:
+        """The decode leg is about to be sent to ``worker``, or anew to another one."""
+        self._decode_counted.close()
+        self._decode_counted.enter_context(self.counted(worker))
+        self.decode = worker
+
+    def hold(self, reply: Reply) -> None:
+        """The decode leg's reply is being read."""
+        self._reply = reply
+
+    async def prefill_end(self, seconds: float) -> PrefillEnd | None:
+        """How the prefill leg ended; None if there was none. Waits for ``seconds`` at most."""
+        if self.prefill is None:
+            return None
+        await asyncio.wait({self.prefill}, timeout=seconds)
+        if not self.prefill.done() or self.prefill.cancelled():
+            return PrefillEnd(connected=True)
+        return self.prefill.result()
+
+    async def drop_prefill(self) -> None:
+        """Aborts the prefill leg if it still runs."""
+        if self.prefill is not None and not self.prefill.done():
+            self.prefill.cancel()
+            await asyncio.wait({self.prefill})
+
+    async def release(self) -> None:
+        """Gives back everything; aborts both legs where they are unfinished.
+
+        All of it is set off before anything is awaited, so being cancelled here loses nothing.
+        """
+        self.settled.set()
+        self._decode_counted.close()
+        if self._reply is not None:
+            self._reply.close()
+        await self.drop_prefill()

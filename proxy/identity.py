@@ -1,0 +1,67 @@
+"""Who calls, and the salt that keeps one tenant's KV from every other's.
+
+API keys are compared as SHA-256 digests, in constant time, and never kept or logged in clear.
+A salt is HMAC-SHA256 under the cluster's salt key over fields that each carry their length, so
+no two scopes share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvstore.cluster import Tenant
+
+_BEARER = "bearer"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What one salt covers. ``sub_scope`` divides a tenant; an adapter has its own KV."""
+
+    tenant: str
+    epoch: int
+    sub_scope: str = ""
+    adapter: str = ""
+    adapter_revision: str = ""
+
+
+def salt(key: bytes, scope: Scope) -> str:
+    """The salt (64 hex digits) of ``scope`` under the cluster's salt ``key``."""
+    fields = (
+        scope.tenant,
+        scope.sub_scope,
+        scope.adapter,
+        scope.adapter_revision,
+        str(scope.epoch),
+    )
+    return hmac.new(key, packed(fields), hashlib.sha256).hexdigest()
+
+
+def packed(fields: Sequence[str]) -> bytes:
+    """``fields`` joined so that different sequences of the same number never look alike."""
+    encoded = [field.encode() for field in fields]
+    return b"".join(len(field).to_bytes(8, "big") + field for field in encoded)
+
+
+class Keyring:
+    """API keys of all tenants, as digests. Immutable."""
+
+    def __init__(self, tenants: Sequence[Tenant]) -> None:
+        self._keys = tuple(
+            (bytes.fromhex(digest), tenant) for tenant in tenants for digest in tenant.keys_sha256
+        )
+
+    def tenant(self, authorization: str | None) -> Tenant | None:
+        """Whose key an ``Authorization`` header bears; None if it bears none of ours."""
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != _BEARER or not key:
+            return None
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        found: Tenant | None = None
+        for known, tenant in self._keys:  # all of them: the time taken tells nothing
+            if hmac.compare_digest(known, digest):
+                found = tenant
+        return found

@@ -1,0 +1,115 @@
+"""A prompt's exact tokens, from a worker's own template and tokenizer (vLLM's render endpoints).
+
+Asking vLLM first also means that a request it would refuse is refused before any leg starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import ApiError, WorkerLost
+from kvstore.messages import Announce
+from proxy import faults, legs
+from proxy.requests import PATHS, ClientRequest
+from proxy.upstream import REQUEST_HEADER, Upstream
+
+ATTEMPTS = 2
+"""How many workers are asked before the request is given up."""
+
+_CUT_SHORT = re.compile(r"contains at least \d+ input tokens")
+
+
+class _Rendered(msgspec.Struct):
+    token_ids: list[int]
+    features: Any = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The prompt in tokens, or ``alone``: why it cannot be handed to two workers."""
+
+    tokens: list[int] | None
+    alone: str | None = None
+
+
+async def render(
+    upstream: Upstream, workers: Sequence[Announce], request: ClientRequest, request_id: str
+) -> Rendered:
+    """The prompt of ``request``, rendered by the first of ``workers`` that answers.
+
+    Raises ApiError: vLLM's own refusal of the request, or 503 if no worker answers.
+    """
+    for worker in workers[:ATTEMPTS]:
+        try:
+            return await _ask(upstream, worker, request, request_id)
+        except WorkerLost:
+            continue
+    raise faults.overloaded("No decode worker is ready.")
+
+
+async def _ask(
+    upstream: Upstream, worker: Announce, request: ClientRequest, request_id: str
+) -> Rendered:
+    headers = {REQUEST_HEADER: request_id}
+    path = f"{PATHS[request.route]}/render"
+    reply = await upstream.post(worker.http, path, legs.render_body(request), headers)
+    try:
+        raw = await reply.body()
+    finally:
+        reply.close()
+    if reply.status != 200:
+        error = faults.from_worker(reply.status, raw)
+        raise await _with_length(upstream, worker, request, headers, error)
+    return _rendered(raw)
+
+
+def _rendered(raw: bytes) -> Rendered:
+    try:
+        parsed = msgspec.json.decode(raw, type=_Rendered | list[_Rendered])
+    except (msgspec.DecodeError, RecursionError):
+        raise WorkerLost("a worker's rendering is not one of vLLM's", connected=True) from None
+    prompts = parsed if isinstance(parsed, list) else [parsed]
+    if len(prompts) != 1:
+        return Rendered(None, "multi-prompt")
+    if prompts[0].features is not None:
+        return Rendered(None, "non-text")
+    return Rendered(prompts[0].token_ids)
+
+
+async def _with_length(
+    upstream: Upstream,
+    worker: Announce,
+    request: ClientRequest,
+    headers: dict[str, str],
+    error: ApiError,
+) -> ApiError:
+    """``error``, naming the prompt's true length where vLLM did not count to its end."""
+    body = legs.length_body(request)
+    if body is None or not _CUT_SHORT.search(str(error)):
+        return error
+    try:
+        reply = await upstream.post(worker.http, "/tokenize", body, headers)
+        try:
+            counted = msgspec.json.decode(await reply.body(), type=_Counted)
+        finally:
+            reply.close()
+    except (WorkerLost, msgspec.DecodeError):
+        return error
+    return ApiError(
+        error.status,
+        f"This model's maximum context length is {counted.max_model_len} tokens. However, your "
+        f"prompt contains {counted.count} tokens. Please reduce the length of the prompt.",
+        kind=error.kind,
+        code=error.code,
+        param="messages" if request.route == "chat" else "prompt",
+    )
+
+
+class _Counted(msgspec.Struct):
+    count: int
+    max_model_len: int
