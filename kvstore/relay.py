@@ -30,7 +30,7 @@ from kvstore.errors import ConfigError, WireError
 from kvstore.messages import Announce, Subscribe, WorkerState
 from kvstore.private import require_private
 from kvstore.relay_core import RelayCore, Told
-from kvstore.transport.sockets import SocketOptions, listen
+from kvstore.transport.sockets import SocketOptions, close_listener, listen
 
 ANNOUNCE_SECONDS = 1.0
 REPLAY_SECONDS = 2.0
@@ -95,21 +95,30 @@ class Relay:
         addresses, proxies = self._settings.addresses, frozenset[PeerRole]({"proxy"})
         try:
             _require_private_folder(addresses.events)
-            with (
-                listen(
-                    context, addresses.feed, self._settings.role, proxies, self._credentials, _FEED
-                ) as feed,
-                closing(_Turns(context, self._core, feed, addresses.events)) as turns,
-            ):
-                self._listening.set_result(None)
-                while not stop.is_set():
-                    self._grant(turns)
-                    turns.turn(time.monotonic())
+            feed = listen(
+                context, addresses.feed, self._settings.role, proxies, self._credentials, _FEED
+            )
+            try:
+                self._serve(context, feed, stop)
+            finally:
+                close_listener(feed)
         except ConfigError as error:
             self._listening.set_exception(error)
             raise
         finally:
             context.term()
+
+    def _serve(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        feed: zmq.Socket[bytes],
+        stop: threading.Event,
+    ) -> None:
+        with closing(_Turns(context, self._core, feed, self._settings.addresses.events)) as turns:
+            self._listening.set_result(None)
+            while not stop.is_set():
+                self._grant(turns)
+                turns.turn(time.monotonic())
 
     def _grant(self, turns: _Turns) -> None:
         try:

@@ -130,6 +130,14 @@ def uri_of(listener: zmq.Socket[Any]) -> str:
     return f"zmq+{bound.rstrip(bytes(1)).decode()}"
 
 
+def close_listener(listener: zmq.Socket[Any]) -> None:
+    """Closes ``listener`` and removes its path, which ZeroMQ would leave behind."""
+    scheme, _, path = uri_of(listener).partition("://")
+    if scheme == "zmq+ipc":
+        Path(path).unlink(missing_ok=True)
+    listener.close()
+
+
 def _bound(socket: zmq.Socket[Any], options: SocketOptions) -> None:
     """Sets every limit; must come before bind and connect, which only later connections obey."""
     for option, value in (

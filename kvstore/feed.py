@@ -1,0 +1,119 @@
+"""The proxy's end of the feed: keeps a :class:`~kvstore.index.Directory` true.
+
+One connection per worker's relay. Each is asked every second for what comes after the last known
+state, which is also the subscription's lease, and at once when something was missed. Relays that
+are not there yet, or come back, are found by ZeroMQ's own reconnecting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from kvstore.codec import MAX_HEADER_BYTES, decode, encode
+from kvstore.credentials import Credentials
+from kvstore.errors import WireError
+from kvstore.index import Directory
+from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot, Subscribe
+from kvstore.transport.sockets import SocketOptions, dial
+
+SUBSCRIBE_SECONDS = 1.0
+
+_RETRY_SECONDS = 0.1
+_OPTIONS = SocketOptions(max_frame_bytes=MAX_HEADER_BYTES, send_queue=4, receive_queue=1000)
+_BURST = 64
+
+log = logging.getLogger(__name__)
+
+
+class FeedClient:
+    """Follows the relays at ``uris`` (address to the role of its worker) as proxy ``name``.
+
+    Lives in one event loop, as does ``directory``. ``dropped`` counts frames that were no message
+    of a feed.
+    """
+
+    def __init__(
+        self,
+        uris: Mapping[str, Role],
+        credentials: Credentials,
+        name: str,
+        directory: Directory,
+    ) -> None:
+        self.dropped = 0
+        self._uris = dict(uris)
+        self._credentials = credentials
+        self._name = name
+        self._directory = directory
+
+    async def run(self) -> None:
+        """Follows until it is cancelled, and closes everything then.
+
+        Raises ConfigError, before anything is followed, if an address cannot be dialled.
+        """
+        context = zmq.asyncio.Context()
+        sockets: list[zmq.asyncio.Socket] = []
+        try:
+            for uri, role in self._uris.items():
+                sockets.append(dial(context, uri, "proxy", role, self._credentials, _OPTIONS))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._expire())
+                for socket in sockets:
+                    tasks.create_task(self._follow(socket))
+        finally:
+            for socket in sockets:
+                socket.close()
+            context.term()
+
+    async def _expire(self) -> None:
+        while True:
+            for worker in self._directory.expire(time.monotonic()):
+                log.warning("worker %s is gone: nothing was heard of it", worker)
+            await asyncio.sleep(SUBSCRIBE_SECONDS)
+
+    async def _follow(self, socket: zmq.asyncio.Socket) -> None:
+        worker, warm, due = "", False, 0.0
+        while True:
+            if time.monotonic() >= due:
+                sent = await self._subscribe(socket, worker)
+                due = time.monotonic() + (SUBSCRIBE_SECONDS if sent else _RETRY_SECONDS)
+            if await socket.poll(max(1, int((due - time.monotonic()) * 1000))):
+                worker = await self._hear(socket, worker)
+            was_warm, warm = warm, bool(self._directory.wants(worker)[0])
+            if was_warm and not warm:
+                due = 0.0  # something was missed: ask at once
+            await asyncio.sleep(0)  # what can be received at once does not let others run
+
+    async def _subscribe(self, socket: zmq.asyncio.Socket, worker: str) -> bool:
+        generation, seq = self._directory.wants(worker)
+        wish = Subscribe(PROTOCOL_VERSION, self._name, generation, seq)
+        try:
+            await socket.send(encode(wish), zmq.NOBLOCK)
+        except zmq.Again:
+            return False  # not connected
+        return True
+
+    async def _hear(self, socket: zmq.asyncio.Socket, worker: str) -> str:
+        """Takes in what has arrived, up to a bound; the worker at the other end."""
+        for _ in range(_BURST):
+            try:
+                frames: list[Any] = await socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                message = decode(frames[0]) if len(frames) == 1 else None
+            except WireError as error:
+                message = None
+                log.warning("feed of %s: %s", worker or "a worker", error)
+            if isinstance(message, Announce | Snapshot | Delta):
+                self._directory.apply(message, time.monotonic())
+                worker = message.worker
+            else:
+                self.dropped += 1
+        return worker
