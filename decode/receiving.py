@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,15 @@ import xxhash
 
 from kvstore.affinity import unbind_from_core
 from kvstore.clock import Clock
-from kvstore.messages import Blocks, Outcome, Ready
+from kvstore.messages import Blocks, Cancel, Outcome, Ready, Received
 from kvstore.pages import KVPages
 from kvstore.receiving import Ended, Placement, ReceiverCore, Reservation
 from kvstore.transport.wire import DecodeWire, FromSender
 
 _IDLE_SECONDS = 0.5
 _DIALLING_SECONDS = 0.001
+_OUTBOX = 1024
+"""Messages kept for a peer that cannot be reached; beyond it the oldest are dropped."""
 
 log = logging.getLogger("kvferry.decode")
 
@@ -50,7 +53,7 @@ class Receiver:
         self._clock = clock
         self._block_bytes = pages.layers * pages.page_bytes
         self._fetches: dict[bytes, Fetch] = {}
-        self._unsent: dict[bytes, Fetch] = {}
+        self._outbox: dict[str, deque[Ready | Received | Cancel]] = {}
         self._done: list[Ended] = []
         self._lock = threading.Lock()
         self._stopping = False
@@ -61,16 +64,20 @@ class Receiver:
         self._thread.start()
 
     def stop(self, seconds: float = 5.0) -> None:
-        """End the thread and drop all connections."""
+        """End the thread and drop all connections. May be called again."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wire.wake()
         self._thread.join(seconds)
+        self._wire.close()
 
     def fetch(self, fetch: Fetch) -> None:
         """Memory is reserved; fetch the blocks. Ends exactly once in ``take_ended``."""
         transfer = fetch.reservation.transfer
         with self._lock:
-            self._fetches[transfer] = self._unsent[transfer] = fetch
+            self._fetches[transfer] = fetch
+            self._post(fetch.reservation.peer, fetch.ready)
             self._core.begin(fetch.reservation, self._clock())
         self._wire.wake()
 
@@ -88,21 +95,18 @@ class Receiver:
 
     def _run(self) -> None:
         unbind_from_core()
-        try:
-            while not self._stopping:
-                received = self._receive()
-                self._observe()
-                self._send()
-                self._finish()
-                if not received:
-                    self._wire.wait(self._patience())
-        finally:
-            self._wire.close()
+        while not self._stopping:
+            received = self._receive()
+            self._observe()
+            self._send()
+            self._finish()
+            if not received:
+                self._wire.wait(self._patience())
 
     def _patience(self) -> float:
         with self._lock:
             deadline = self._core.next_deadline()
-            if self._unsent:
+            if any(self._outbox.values()):
                 return _DIALLING_SECONDS
         return min(_IDLE_SECONDS, deadline - self._clock()) if deadline else _IDLE_SECONDS
 
@@ -146,29 +150,28 @@ class Receiver:
         with self._lock:
             now = self._clock()
             for peer in lost:
+                self._outbox.pop(peer, None)
                 self._core.peer_lost(peer, now)
             for transfer in abandoned:
                 self._core.abandon(transfer, now)
             self._core.expire(now)
 
+    def _post(self, peer: str, message: Ready | Received | Cancel) -> None:
+        self._outbox.setdefault(peer, deque(maxlen=_OUTBOX)).append(message)
+
     def _send(self) -> None:
+        """Send what is due, in order per peer; a peer that is not there yet keeps its turn."""
         with self._lock:
-            unsent, outgoing = list(self._unsent.items()), self._core.take_outgoing()
-        for transfer, fetch in unsent:
-            if self._wire.send(fetch.reservation.peer, fetch.ready):
-                with self._lock:
-                    self._unsent.pop(transfer, None)
-        for peer, message in outgoing:
-            # A sender that takes no acknowledgement will stall and be caught by the deadline.
-            self._wire.send(peer, message)
+            for peer, message in self._core.take_outgoing():
+                self._post(peer, message)
+            for peer, box in self._outbox.items():
+                while box and self._wire.send(peer, box[0]):
+                    box.popleft()
 
     def _finish(self) -> None:
         with self._lock:
             ended = self._core.take_ended()
             fetches = [self._fetches.pop(end.transfer) for end in ended]
-            for end in ended:
-                if end.reason is not None:
-                    self._unsent.pop(end.transfer, None)
         for end, fetch in zip(ended, fetches, strict=True):
             if end.reason is not None:
                 log.warning("recomputing: %s (%s)", end.reason, end.detail)

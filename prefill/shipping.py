@@ -95,10 +95,13 @@ class Shipper:
         self._thread.start()
 
     def stop(self, seconds: float = 5.0) -> None:
-        """End the thread and drop all connections."""
+        """End the thread and drop all connections. May be called again."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wire.wake()
         self._thread.join(seconds)
+        self._wire.close()
 
     def open(self, transfer: bytes, prompt: Prompt, lease_until: float) -> None:
         """The engine has taken up a prompt that is to be shipped."""
@@ -130,15 +133,12 @@ class Shipper:
 
     def _run(self) -> None:
         unbind_from_core()
-        try:
-            while not self._stopping:
-                received = self._receive()
-                self._expire_and_reply()
-                waited_for = self._ship_one()
-                if not received and waited_for is not None:
-                    self._wire.wait(waited_for)
-        finally:
-            self._wire.close()
+        while not self._stopping:
+            received = self._receive()
+            self._expire_and_reply()
+            waited_for = self._ship_one()
+            if not received and waited_for is not None:
+                self._wire.wait(waited_for)
 
     def _receive(self) -> bool:
         arrival = self._wire.receive()

@@ -1,0 +1,178 @@
+"""Shipper and receiver threads over real sockets: pages arrive bit for bit, or not at all."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decode.orders import FetchOrder, Orders
+from decode.receiving import Receiver
+from decode.working import DecodeWorking
+from kvstore.credentials import load_or_create
+from kvstore.layout import KVLayout
+from kvstore.pages import HostPages
+from kvstore.receiving import ReceiverCore
+from kvstore.sending import SenderCore
+from kvstore.transfer import Prompt
+from kvstore.transport.wire import DecodeWire, GateLink, PrefillWire
+from prefill.shipping import Shipper
+
+LAYERS, BLOCKS, PAGE = 4, 64, 4096
+LAYOUT = KVLayout("m", "e", "bf16", "auto", "LBHNC", "cpu", 32, LAYERS, PAGE, 0, 1)
+
+
+def make_pages(seed: int) -> tuple[HostPages, torch.Tensor]:
+    """Pages over one int8 allocation, as vLLM's CPU worker lays them out."""
+    generator = torch.Generator().manual_seed(seed)
+    buffer = torch.randint(-128, 127, (LAYERS, BLOCKS, PAGE), dtype=torch.int8, generator=generator)
+    return HostPages([buffer[layer] for layer in range(LAYERS)]), buffer
+
+
+@dataclass
+class Pair:
+    """A prefill and a decode rank, without engines."""
+
+    shipper: Shipper
+    working: DecodeWorking
+    gate: GateLink
+    source: torch.Tensor
+    target: torch.Tensor
+    uri: str
+
+    def order(self, transfer: bytes, prompt: Prompt, first: int = 0) -> Orders:
+        ids = tuple(range(40 + first, 40 + prompt.blocks))
+        fetch = FetchOrder(
+            transfer=transfer,
+            request=transfer.hex(),
+            peer=self.uri,
+            sender_generation="gen",
+            prompt=prompt,
+            first=first,
+            block_ids=ids,
+            local_tokens=first * 32,
+            prompt_tokens=prompt.blocks * 32,
+            deadline=time.monotonic() + 10,
+        )
+        return Orders(fetches=[fetch])
+
+    def until_ended(self) -> tuple[set[str], set[str]]:
+        return until(lambda: (r := self.working.reports()).loaded and (r.loaded, r.failed))
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0):  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture(params=["zmq+ipc", "zmq+tcp"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    credentials = load_or_create(tmp_path / "state")
+    uri = f"zmq+ipc://{folder}/ship" if request.param == "zmq+ipc" else "zmq+tcp://127.0.0.1:0"
+    source_pages, source = make_pages(1)
+    target_pages, target = make_pages(2)
+    prefill_wire = PrefillWire(uri, credentials, queue=64)
+    core = SenderCore("gen", LAYOUT, credentials.transport_key(), window=4, limit=8)
+    shipper = Shipper(core, source_pages, prefill_wire, "gen", time.monotonic)
+    gate, abandon = f"ipc://{folder}/gate", f"ipc://{folder}/abandon"
+    decode_wire = DecodeWire(credentials, gate=gate, abandon=abandon, max_payload=4 << 20, queue=64)
+    receiver = Receiver(ReceiverCore(LAYOUT.block_bytes), target_pages, decode_wire, time.monotonic)
+    key = credentials.transport_key()
+    working = DecodeWorking(receiver, LAYOUT, key, ("decode-0", "gen-d"), time.monotonic)
+    with GateLink(gate=gate, abandon=abandon) as link:
+        address = prefill_wire.uri
+        shipper.start()
+        receiver.start()
+        yield Pair(shipper, working, link, source, target, address)
+        working.stop()
+        shipper.stop()
+
+
+def prompt_of(blocks: int) -> Prompt:
+    return Prompt(secrets.token_hex(32), secrets.token_bytes(32), blocks)
+
+
+def test_pages_arrive_bit_for_bit_chunk_by_chunk(pair: Pair) -> None:
+    transfer, prompt = secrets.token_bytes(16), prompt_of(20)
+    before = pair.target.clone()
+    pair.working.before_forward(pair.order(transfer, prompt, first=3))
+    pair.shipper.open(transfer, prompt, time.monotonic() + 10)
+    order = np.random.default_rng(0).permutation(BLOCKS)[:20]
+    for start in range(0, 20, 6):
+        pages = {at: int(order[at]) for at in range(start, min(20, start + 6))}
+        pair.shipper.supply(transfer, pages)
+    assert pair.until_ended() == ({transfer.hex()}, set())
+    assert until(pair.shipper.take_settled) == [transfer]
+    for at in range(3, 20):
+        assert torch.equal(pair.target[:, 40 + at], pair.source[:, order[at]])
+    untouched = [block for block in range(BLOCKS) if not 43 <= block < 60]
+    assert torch.equal(pair.target[:, untouched], before[:, untouched])
+    outcome = until(pair.gate.outcomes)[0]
+    assert (outcome.shipped, outcome.local_tokens, outcome.received_tokens) == (True, 96, 544)
+
+
+def test_a_wrong_prompt_gets_nothing(pair: Pair) -> None:
+    transfer, prompt = secrets.token_bytes(16), prompt_of(3)
+    before = pair.target.clone()
+    pair.shipper.open(transfer, prompt, time.monotonic() + 10)
+    pair.shipper.supply(transfer, {0: 0, 1: 1, 2: 2})
+    pair.working.before_forward(pair.order(transfer, prompt_of(3)))
+    assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
+    assert torch.equal(pair.target, before)
+    assert until(pair.gate.outcomes)[0].reason == "not-authentic"
+
+
+def test_a_sender_that_dies_is_noticed_at_once(pair: Pair) -> None:
+    transfer, prompt = secrets.token_bytes(16), prompt_of(3)
+    pair.working.before_forward(pair.order(transfer, prompt))
+    pair.shipper.open(transfer, prompt, time.monotonic() + 10)
+    pair.shipper.supply(transfer, {0: 0})
+    until(lambda: torch.equal(pair.target[:, 40], pair.source[:, 0]))
+    begun = time.monotonic()
+    pair.shipper.stop()
+    assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
+    assert time.monotonic() - begun < 8
+    assert until(pair.gate.outcomes)[0].reason == "peer-lost"
+
+
+def test_the_gate_can_abandon(pair: Pair) -> None:
+    from kvstore.messages import Abandon
+
+    transfer, prompt = secrets.token_bytes(16), prompt_of(3)
+    pair.working.before_forward(pair.order(transfer, prompt))
+    assert until(lambda: pair.gate.send(Abandon(transfer)))
+    assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
+    assert until(pair.gate.outcomes)[0].reason == "abandoned"
+
+
+def test_what_is_declined_settles_the_sender_and_reports_nothing(pair: Pair) -> None:
+    transfer, prompt = secrets.token_bytes(16), prompt_of(3)
+    pair.shipper.open(transfer, prompt, time.monotonic() + 10)
+    pair.working.before_forward(pair.order(transfer, prompt, first=3))
+    assert until(pair.shipper.take_settled) == [transfer]
+    assert pair.working.reports().loaded == set()
+    assert until(pair.gate.outcomes)[0].received_tokens == 0
+
+
+def test_an_abort_stops_the_bytes(pair: Pair) -> None:
+    transfer, prompt = secrets.token_bytes(16), prompt_of(3)
+    pair.working.before_forward(pair.order(transfer, prompt))
+    pair.shipper.open(transfer, prompt, time.monotonic() + 10)
+    pair.working.before_forward(Orders(aborts=[transfer]))
+    before = pair.target.clone()
+    pair.shipper.supply(transfer, {0: 0, 1: 1, 2: 2})
+    assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
+    assert until(pair.shipper.take_settled) == [transfer]
+    assert torch.equal(pair.target, before)
