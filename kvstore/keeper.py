@@ -1,0 +1,150 @@
+"""Stands between a supervisor and one of its children so that nothing outlives either of them.
+
+Run by path, with the interpreter's isolated mode and no third-party import::
+
+    keeper.py GRACE_SECONDS PARENT_PID PROGRAM [ARGUMENT ...]
+
+The keeper leads a session of its own, adopts whatever its child leaves behind, and ends the whole
+group in one of three ways:
+
+- its child has ended: what is left of the group is killed;
+- SIGTERM or SIGINT: the child is asked to end and killed after the grace period;
+- its parent is gone (killed, even with SIGKILL): the group is killed at once.
+
+vLLM needs this: its engine core outlives a killed API server, and shared memory outlives both.
+Exits with the child's status, or 128 + signal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PARENT_GONE = signal.SIGUSR1
+
+_HEARD = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, PARENT_GONE}
+_LEFTOVER_SECONDS = 2.0
+_SHARED = "/dev/shm/"  # noqa: S108 - where POSIX shared memory is, by definition
+_OWNED_BY_OTHERS = f"{_SHARED}kvferry-"
+"""Segments with this prefix have an owner outside the group (the DRAM tier)."""
+
+
+def main(argv: list[str]) -> int:
+    """Keeps one child; see the module's description."""
+    grace, parent, program = float(argv[1]), int(argv[2]), argv[3:]
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, int(PARENT_GONE), 0, 0, 0)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if os.getppid() != parent:
+        return 128 + PARENT_GONE
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
+    child = os.posix_spawnp(program[0], program, os.environ, setsigmask=())
+    return _keep(child, grace)
+
+
+def _keep(child: int, grace: float) -> int:
+    status, kill_at = None, None
+    while status is None:
+        left = 3600.0 if kill_at is None else max(0.0, kill_at - time.monotonic())
+        heard = signal.sigtimedwait(_HEARD, left)
+        if heard is not None and heard.si_signo == signal.SIGCHLD:
+            status = _reap(child)
+        elif heard is not None and heard.si_signo in (signal.SIGTERM, signal.SIGINT):
+            kill_at = kill_at or time.monotonic() + grace
+            os.kill(child, signal.SIGTERM)
+        elif heard is not None or kill_at is not None:
+            break
+    _end_group()
+    if status is None:
+        return 128 + signal.SIGKILL
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def _reap(child: int) -> int | None:
+    """Collects every ended process; the wait status of ``child`` if it is among them."""
+    found = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        if pid == child:
+            found = status
+
+
+def _end_group() -> None:
+    """Kills the group, the shared memory it had mapped, and waits until it is gone."""
+    own = os.getpgrp()
+    shared = segments(own)
+    until = time.monotonic() + _LEFTOVER_SECONDS
+    while members := _members(own):
+        for pid in members:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        _reap(0)
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
+    remove(shared)
+
+
+def is_ours(group: int) -> bool:
+    """Whether ``group`` is, or was before its keeper died, led by a keeper of ours."""
+    try:
+        return Path(__file__).name.encode() in Path(f"/proc/{group}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return bool(_members(group))  # its number stays taken while it has members
+
+
+def segments(group: int) -> set[str]:
+    """Paths of the shared memory that lives and dies with process group ``group``."""
+    return {segment for pid in _members(group) for segment in _mapped(pid)}
+
+
+def remove(shared: set[str]) -> None:
+    """Removes segments that nobody is left to remove."""
+    for segment in shared:
+        Path(segment).unlink(missing_ok=True)
+
+
+def _members(group: int) -> list[int]:
+    """Processes of ``group`` without its keeper and without the dead that await collection.
+
+    A line of ``/proc/PID/stat`` is ``pid (name) state ppid pgrp …``; the name may hold anything.
+    """
+    members = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdecimal() or int(entry.name) == group:
+            continue
+        try:
+            fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # ended meanwhile
+        if fields[0] != "Z" and int(fields[2]) == group:
+            members.append(int(entry.name))
+    return members
+
+
+def _mapped(pid: int) -> set[str]:
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    paths = {line[line.index(_SHARED) :] for line in lines if _SHARED in line}
+    return {path for path in paths if not path.startswith(_OWNED_BY_OTHERS)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,148 @@
+"""The command that starts a worker's engine: the stock vLLM server with our parts plugged in.
+
+Pure: settings in, argument list and environment out. vLLM is named here, never imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from kvstore.cluster import ClusterConfig, WorkerSettings
+from kvstore.machine import Machine
+
+SERVER = "vllm.entrypoints.launchers.api_server.entry"
+GATE = "kvstore.gate.Gate"
+SETTINGS_KEY = "kvferry"
+"""As in ``kvstore.engine_facts``, which imports torch; a test keeps the two equal."""
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+QUIET: Mapping[str, str] = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "LMCACHE_TRACK_USAGE": "false",
+    "LMCACHE_DISABLE_BANNER": "1",
+}
+"""Dependencies tell nobody about us."""
+
+
+@dataclass(frozen=True)
+class Connector:
+    """A role's connector, as vLLM loads it."""
+
+    name: str
+    module: str
+    kv_role: Literal["kv_producer", "kv_consumer"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run. ``env`` is added to the environment of the one who runs it."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether ``path`` names a model on a hub instead of a folder here."""
+    return _HUB_ID.match(path) is not None and not Path(path).exists()
+
+
+def engine_command(
+    config: ClusterConfig,
+    settings: WorkerSettings,
+    machine: Machine,
+    connector: Connector,
+    verbose: bool,
+) -> Command:
+    """The engine of the worker of ``settings``."""
+    flags = (
+        *_model_flags(config, settings),
+        *_cache_flags(config, settings),
+        *_http_flags(settings),
+        *("--kv-transfer-config", json.dumps(_transfer(settings, connector))),
+    )
+    return Command((sys.executable, "-m", SERVER, *flags), _env(config, settings, machine, verbose))
+
+
+def _model_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, ...]:
+    model, section = config.model, config.workers(settings.role)
+    flags = ["--model", model.path, "--served-model-name", settings.model_name]
+    flags += ["--dtype", model.dtype]
+    flags += ["--max-num-batched-tokens", str(model.chunk_tokens)]
+    flags += ["--max-num-seqs", str(min(section.max_requests, model.chunk_tokens))]
+    if model.max_model_len:
+        flags += ["--max-model-len", str(model.max_model_len)]
+    if model.tool_parser:
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", model.tool_parser]
+    if model.reasoning_parser:
+        flags += ["--reasoning-parser", model.reasoning_parser]
+    return tuple(flags)
+
+
+def _cache_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, ...]:
+    events = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": settings.addresses.events,
+        "replay_endpoint": f"{settings.addresses.events}-replay",
+    }
+    # In bytes, because vLLM's setting for the CPU takes whole GiB only.
+    kv_bytes = int(config.workers(settings.role).kv_gib * (1 << 30))
+    flags = ["--enable-prefix-caching", "--prefix-caching-hash-algo", "sha256_cbor"]
+    flags += ["--kv-cache-memory-bytes", str(kv_bytes), "--kv-events-config", json.dumps(events)]
+    if config.model.block_size:
+        flags += ["--block-size", str(config.model.block_size)]
+    return tuple(flags)
+
+
+def _http_flags(settings: WorkerSettings) -> tuple[str, ...]:
+    flags = ["--enable-prompt-tokens-details", "--enable-scale-out", "--middleware", GATE]
+    flags += ["--disable-uvicorn-access-log", "--no-enable-log-requests", "--disable-fastapi-docs"]
+    flags += ["--uvicorn-log-level", "warning"]
+    http = settings.addresses.http
+    if http.startswith("unix:"):
+        return (*flags, "--uds", http.removeprefix("unix:"))
+    parts = urlsplit(http)
+    return (*flags, "--host", str(parts.hostname), "--port", str(parts.port))
+
+
+def _transfer(settings: WorkerSettings, connector: Connector) -> dict[str, object]:
+    return {
+        "kv_connector": connector.name,
+        "kv_connector_module_path": connector.module,
+        "kv_role": connector.kv_role,
+        "engine_id": f"{settings.worker}.{settings.generation}",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {SETTINGS_KEY: msgspec.to_builtins(settings)},
+    }
+
+
+def _env(
+    config: ClusterConfig, settings: WorkerSettings, machine: Machine, verbose: bool
+) -> dict[str, str]:
+    env = {
+        **QUIET,
+        "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",
+        "VLLM_LOGGING_LEVEL": "INFO" if verbose else "WARNING",
+    }
+    if not is_hub_id(config.model.path):
+        env["HF_HUB_OFFLINE"] = "1"
+    section = config.workers(settings.role)
+    index = int(settings.worker.rpartition("-")[2])
+    if machine.device == "cpu":
+        bound = section.cores[index % len(section.cores)] if section.cores else "auto"
+        env["VLLM_CPU_OMP_THREADS_BIND"] = bound
+    elif machine.gpus:
+        offset = 0 if settings.role == "prefill" else config.prefill.count
+        env["CUDA_VISIBLE_DEVICES"] = machine.gpus[(offset + index) % len(machine.gpus)]
+    return env
