@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import ApiError
+from kvstore.errors import ApiError, WireError
+from proxy.wire import decoded
 
 RETRY_SECONDS = 1
 _MESSAGE_CHARS = 2000
@@ -100,10 +101,10 @@ def from_worker(status: int, raw: bytes) -> ApiError:
 
 
 def in_event(event_bytes: bytes) -> ApiError | None:
-    """The error that a stream's first event carries, if it does."""
-    if not event_bytes.startswith(b"data:") or b'"error"' not in event_bytes[:64]:
+    """The error that the first of these events carries, if it does."""
+    raw = event_bytes.removeprefix(b"data:").partition(b"\n\n")[0].strip()
+    if not raw.startswith(b'{"error"'):
         return None
-    raw = event_bytes[len(b"data:") :]
     fields = _error_fields(raw)
     if not fields:
         return None
@@ -113,8 +114,8 @@ def in_event(event_bytes: bytes) -> ApiError | None:
 
 def _error_fields(raw: bytes) -> dict[str, Any]:
     try:
-        parsed = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+        parsed = decoded(raw)
+    except WireError:
         return {}
     error = parsed.get("error") if isinstance(parsed, dict) else None
     return error if isinstance(error, dict) else {}

@@ -29,7 +29,7 @@ from proxy.metrics import Metrics, Story
 from proxy.render import render
 from proxy.requests import ClientRequest
 from proxy.steering import Disaggregated, Fleet, Holding, Prompt, Reject
-from proxy.streaming import relay
+from proxy.streaming import first_event, relay
 from proxy.upstream import Upstream
 
 USAGE_SECONDS = 2.0
@@ -199,10 +199,10 @@ class Pipeline:
             whole = usage.whole_reply(fields, await amend(figures))
             return Answer(whole, "application/json", headers)
         chunks = sent.reply.chunks()
-        first = await anext(chunks, b"")
-        if (error := faults.in_event(first)) is not None:
+        begun = await first_event(chunks)
+        if (error := faults.in_event(begun)) is not None:
             raise error
-        pieces = relay(_again(first, chunks), amend, keep_usage=request.wants_usage)
+        pieces = relay(_again(begun, chunks), amend, keep_usage=request.wants_usage)
         return Answer(pieces, "text/event-stream; charset=utf-8", headers)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import ApiError, WorkerLost
+from kvstore.errors import ApiError, WireError, WorkerLost
 from kvstore.messages import Announce
 from proxy import faults, legs
 from proxy.requests import PATHS, ClientRequest
 from proxy.upstream import REQUEST_HEADER, Upstream
+from proxy.wire import decoded
 
 ATTEMPTS = 2
 """How many workers are asked before the request is given up."""
@@ -70,10 +71,9 @@ async def _ask(
 
 def _rendered(raw: bytes) -> Rendered:
     try:
-        parsed = msgspec.json.decode(raw, type=_Rendered | list[_Rendered])
-    except (msgspec.DecodeError, RecursionError):
+        prompts = decoded(raw, list[_Rendered]) if raw[:1] == b"[" else [decoded(raw, _Rendered)]
+    except WireError:
         raise WorkerLost("a worker's rendering is not one of vLLM's", connected=True) from None
-    prompts = parsed if isinstance(parsed, list) else [parsed]
     if len(prompts) != 1:
         return Rendered(None, "multi-prompt")
     if prompts[0].features is not None:
@@ -95,10 +95,10 @@ async def _with_length(
     try:
         reply = await upstream.post(worker.http, "/tokenize", body, headers)
         try:
-            counted = msgspec.json.decode(await reply.body(), type=_Counted)
+            counted = decoded(await reply.body(), _Counted)
         finally:
             reply.close()
-    except (WorkerLost, msgspec.DecodeError):
+    except (WorkerLost, WireError):
         return error
     return ApiError(
         error.status,

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
-
-from kvstore.errors import ApiError
+from kvstore.errors import ApiError, WireError
+from proxy.wire import decoded
 
 Route = Literal["chat", "completions"]
 
@@ -76,11 +75,9 @@ def parse(route: Route, raw: bytes) -> ClientRequest:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        body = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
+        body = decoded(raw)
+    except WireError as error:
         raise _bad(f"The body is not valid JSON: {error}.") from None
-    except RecursionError:
-        raise _bad("The body is nested too deeply.") from None
     if not isinstance(body, dict):
         raise _bad("The body must be a JSON object.")
     return body

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import WorkerLost
+from kvstore.errors import WireError, WorkerLost
+from proxy.wire import decoded
 
 MAX_EVENT_BYTES = 64 << 20
 """Longest single event; beyond it the worker is not speaking SSE to us."""
@@ -55,6 +56,16 @@ class EventSplitter:
         return bytes(self._rest)
 
 
+async def first_event(chunks: AsyncIterator[bytes]) -> bytes:
+    """What has come by the time that one event is whole, or the stream's end."""
+    begun = b""
+    async for chunk in chunks:
+        begun += chunk
+        if _END in begun or len(begun) > MAX_EVENT_BYTES:
+            break
+    return begun
+
+
 async def relay(
     chunks: AsyncIterator[bytes], amend: Amend, *, keep_usage: bool
 ) -> AsyncIterator[bytes]:
@@ -87,8 +98,8 @@ def usage_event(event: bytes) -> dict[str, Any] | None:
     if not event.startswith(_DATA) or not _NO_CHOICES.search(event):
         return None
     try:
-        fields = msgspec.json.decode(event[len(_DATA) :])
-    except (msgspec.DecodeError, RecursionError):
+        fields = decoded(event[len(_DATA) :])
+    except WireError:
         return None
     if isinstance(fields, dict) and isinstance(fields.get("usage"), dict):
         return fields

@@ -15,6 +15,7 @@ import msgspec
 
 from kvstore.errors import WireError, WorkerLost
 from kvstore.messages import Outcome
+from proxy.wire import decoded
 
 TOKEN_HEADER = "x-kvferry-token"  # noqa: S105 (a header's name)
 TRANSFER_HEADER = "x-kvferry-transfer"
@@ -49,12 +50,12 @@ class Reply:
         text = self._response.headers.get(OUTCOME_HEADER)
         if text is None:
             return None
+        fields = decoded(text, dict[str, Any])
         try:
-            fields = msgspec.json.decode(text)
-            if not isinstance(fields, dict):
-                raise WireError("a transfer's outcome is not an object")
-            return _outcome(fields)
-        except (msgspec.MsgspecError, ValueError, KeyError) as error:
+            transfer = bytes.fromhex(str(fields["transfer"]))
+            fields = {**fields, "transfer": transfer, "type": "Outcome"}
+            return msgspec.convert(fields, Outcome)
+        except (msgspec.ValidationError, ValueError, KeyError) as error:
             raise WireError(f"malformed outcome of a transfer: {error}") from None
 
     async def body(self) -> bytes:
@@ -156,8 +157,3 @@ class Upstream:
             )
             self._sessions[worker] = session
         return session, "http://worker" if local else worker
-
-
-def _outcome(fields: dict[str, Any]) -> Outcome:
-    transfer = bytes.fromhex(str(fields.pop("transfer")))
-    return msgspec.convert({**fields, "transfer": transfer, "type": "Outcome"}, Outcome)

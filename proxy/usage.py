@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from kvstore.errors import WorkerLost
+from kvstore.errors import WireError, WorkerLost
 from kvstore.messages import Outcome
+from proxy.wire import decoded
 
 Path = Literal["disaggregated", "decode-only", "recomputed"]
 
@@ -106,9 +107,9 @@ def _count(usage: dict[str, Any], name: str) -> int:
 def split_reply(raw: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Any]]:
     """A whole reply's fields, still encoded, and its usage. Raises WorkerLost if it is none."""
     try:
-        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        usage = msgspec.json.decode(fields["usage"], type=dict[str, Any])
-    except (msgspec.DecodeError, KeyError, RecursionError):
+        fields = decoded(raw, dict[str, msgspec.Raw])
+        usage = decoded(bytes(fields["usage"]), dict[str, Any])
+    except (WireError, KeyError):
         raise WorkerLost("a worker's reply is not one of vLLM's", connected=True) from None
     return fields, usage
 

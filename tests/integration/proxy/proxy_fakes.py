@@ -63,6 +63,7 @@ class Worker:
     drop_before: bool = False
     drop_after: int | None = None
     hold: asyncio.Event | None = None
+    hold_render: asyncio.Event | None = None
     hold_after: int | None = None
     length: int = 9000
     state: str = "ready"
@@ -106,6 +107,8 @@ class Worker:
         if request.path.startswith("/kvferry/abandon/"):
             return self._abandon(request.path.rsplit("/", 1)[1])
         if request.path.endswith("/render"):
+            if self.hold_render is not None:
+                await self.hold_render.wait()
             return self._render(request.path)
         if request.path == "/tokenize":
             fields = {"count": self.length, "max_model_len": 8192, "tokens": []}
