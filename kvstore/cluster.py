@@ -66,6 +66,12 @@ class Workers(Section, frozen=True):
     cores: tuple[str, ...] = ()
 
 
+class DecodeWorkers(Workers, frozen=True):
+    """As ``Workers``; a default of its own, or a section that sets anything else would lose it."""
+
+    first_port: Port = 7200
+
+
 class Ship(Section, frozen=True):
     """KV shipping between workers."""
 
@@ -114,7 +120,7 @@ class ClusterConfig(Section, frozen=True):
     model: Model = Model()
     network: Network = Network()
     prefill: Workers = Workers()
-    decode: Workers = Workers(first_port=7200)
+    decode: DecodeWorkers = DecodeWorkers()
     ship: Ship = Ship()
     dram: Dram = Dram()
     proxy: Proxy = Proxy()
@@ -161,6 +167,8 @@ def load(path: Path) -> ClusterConfig:
         return parse(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not TOML: it is not UTF-8 text") from None
 
 
 def parse(text: str, source: str = "configuration") -> ClusterConfig:

@@ -1,0 +1,90 @@
+"""The bytes of every message, written down: a change of the wire cannot go unseen.
+
+A difference here means a new protocol version, with its history in ``kvstore.messages``, and a new
+file in ``golden/``: one line per message, its name and its bytes in hex.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from kvstore.codec import decode, encode
+from kvstore.messages import (
+    PROTOCOL_VERSION,
+    Abandon,
+    Announce,
+    AnyMessage,
+    Blocks,
+    Cancel,
+    Delta,
+    Failed,
+    Outcome,
+    Ready,
+    Received,
+    Snapshot,
+    Subscribe,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / f"protocol-{PROTOCOL_VERSION}.hex"
+TRANSFER = bytes(range(16))
+
+SAMPLES: list[AnyMessage] = [
+    Ready(
+        version=1,
+        transfer=TRANSFER,
+        sender_generation="p1",
+        receiver="decode-0",
+        receiver_generation="d1",
+        fingerprint=bytes(range(32)),
+        layout="bf16",
+        first=3,
+        blocks=300,
+        ttl_ms=30_000,
+        mac=bytes(range(32, 64)),
+    ),
+    Blocks(TRANSFER, "p1", 70_000, (bytes(16), bytes(range(16)))),
+    Received(TRANSFER, 5),
+    Failed(TRANSFER, "prefill-failed", "out of memory"),
+    Cancel(TRANSFER),
+    Subscribe(version=1, proxy="proxy-0", generation="", seq=0),
+    Announce(
+        version=1,
+        worker="prefill-0",
+        role="prefill",
+        generation="p1",
+        state="ready",
+        model="m",
+        http="unix:/run/p.http",
+        ship="zmq+ipc:///run/p.ship",
+        fingerprint="ab",
+        block_size=32,
+        max_model_len=8192,
+        capacity_blocks=1000,
+        seq=1 << 32,
+    ),
+    Snapshot("prefill-0", "p1", 7, 0, 2, "dram", bytes(range(32))),
+    Delta("prefill-0", "p1", 8, "gpu", True, bytes(range(16)), b""),
+    Outcome(TRANSFER, True, 32, 2481, 57_000_000, 12.5),
+    Abandon(TRANSFER),
+]
+
+
+def golden() -> dict[str, bytes]:
+    lines = (line.split() for line in GOLDEN.read_text(encoding="ascii").splitlines())
+    return {name: bytes.fromhex(written) for name, written in lines}
+
+
+def test_every_message_is_written_down() -> None:
+    names = {kind.__name__ for kind in get_args(AnyMessage)}
+    assert {type(sample).__name__ for sample in SAMPLES} == names
+    assert set(golden()) == names
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: type(sample).__name__)
+def test_bytes_are_as_written_down(sample: AnyMessage) -> None:
+    written = golden()[type(sample).__name__]
+    assert encode(sample) == written
+    assert decode(written) == sample

@@ -1,0 +1,144 @@
+"""The cluster file: strict, one line per mistake, addresses that never collide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+
+from kvstore.cluster import (
+    ClusterConfig,
+    Section,
+    addresses,
+    load,
+    parse,
+    parse_worker_name,
+    worker_name,
+)
+from kvstore.errors import ConfigError
+from kvstore.messages import Role
+
+RUN_DIR = Path("/run/kvferry")
+
+
+def test_nothing_is_a_whole_configuration() -> None:
+    assert parse("") == ClusterConfig()
+    assert ClusterConfig().proxy.port == 8000
+
+
+def test_what_is_written_is_what_is_read() -> None:
+    config = parse(
+        """
+        run_dir = "/run/kvferry"
+        [model]
+        path = "/models/m"
+        block_size = 32
+        [network]
+        kind = "tcp"
+        [decode]
+        count = 3
+        hosts = ["a", "b"]
+        [[tenants]]
+        name = "acme"
+        keys_sha256 = ["%s"]
+        epoch = 2
+        """
+        % ("0a" * 32)
+    )
+    assert (config.model.path, config.model.block_size) == ("/models/m", 32)
+    assert config.workers("decode").hosts == ("a", "b")
+    assert config.workers("prefill").count == 1
+    assert config.tenants[0].epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("ports = 1", "ports"),
+        ("[model]\nsize = 1", "size"),
+        ("[proxy]\nport = 70000", "proxy.port"),
+        ("[proxy]\nport = '8000'", "proxy.port"),
+        ("[proxy]\nport = true", "proxy.port"),
+        ("[prefill]\ncount = 0", "prefill.count"),
+        ("[prefill]\nkv_gib = 0", "prefill.kv_gib"),
+        ("[network]\nkind = 'udp'", "network.kind"),
+        ("[dram]\nenabled = 1", "dram.enabled"),
+        ("[ship]\nlease_seconds = -1", "ship.lease_seconds"),
+        ("[ship]\nlease_seconds = 1e9", "ship.lease_seconds"),
+        ("[[tenants]]\nname = 'acme'", "keys_sha256"),
+        ("[[tenants]]\nname = 'a b'\nkeys_sha256 = []", "tenants[0].name"),
+        ("[[tenants]]\nname = 'a'\nkeys_sha256 = ['secret']", "keys_sha256[0]"),
+        ("model = 'm'", "model"),
+        ("[model", "TOML"),
+        ("a = 1\na = 2", "TOML"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(text: str, names: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "cluster.toml")
+    message = str(caught.value)
+    assert message.startswith("cluster.toml")
+    assert names in message
+    assert "\n" not in message
+
+
+def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="directory"):
+        load(tmp_path)
+    (tmp_path / "c.toml").write_text("[proxy]\nport = 1234\n")
+    assert load(tmp_path / "c.toml").proxy.port == 1234
+
+
+def test_a_file_that_is_no_text_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"c\.toml"):
+        load(tmp_path / "c.toml")
+
+
+def sections(kind: type[Section]) -> set[type[Section]]:
+    return {kind}.union(*(sections(child) for child in kind.__subclasses__()))
+
+
+def test_every_section_is_frozen_and_strict() -> None:
+    for section in sections(Section):
+        assert section.__struct_config__.frozen
+        assert section.__struct_config__.forbid_unknown_fields
+    with pytest.raises(AttributeError):
+        ClusterConfig().proxy.port = 1  # type: ignore[misc]
+
+
+def test_worker_names_lead_back_to_workers() -> None:
+    config = parse("[decode]\ncount = 2")
+    for role in get_args(Role):
+        for index in range(config.workers(role).count):
+            assert parse_worker_name(config, worker_name(role, index)) == (role, index)
+    for name in ("decode-2", "prefill-1", "decode", "decode-00", "proxy-0", ""):
+        with pytest.raises(ConfigError, match="no worker"):
+            parse_worker_name(config, name)
+
+
+@pytest.mark.parametrize("kind", ["ipc", "tcp"])
+def test_no_two_addresses_are_the_same(kind: str) -> None:
+    config = parse(f"[network]\nkind = '{kind}'\n[prefill]\ncount = 5\n[decode]\ncount = 5")
+    everything = [
+        address
+        for role in get_args(Role)
+        for index in range(5)
+        for address in msgspec.structs.astuple(addresses(config, RUN_DIR, role, index))
+    ]
+    assert len(set(everything)) == len(everything)
+
+
+def test_addresses_follow_the_network() -> None:
+    ipc = addresses(parse(""), RUN_DIR, "prefill", 0)
+    assert ipc.ship == "zmq+ipc:///run/kvferry/prefill-0.ship"
+    assert ipc.http == "unix:/run/kvferry/prefill-0.http"
+    config = parse("[network]\nkind='tcp'\n[decode]\ncount=3\nhosts=['a','b']\nfirst_port=7200")
+    tcp = addresses(config, RUN_DIR, "decode", 2)
+    assert (tcp.http, tcp.feed) == ("http://a:7208", "zmq+tcp://a:7210")
+    for private in (tcp.events, tcp.gate, tcp.abandon):
+        assert private.startswith("ipc:///run/kvferry/decode-2.")
