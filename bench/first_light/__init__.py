@@ -1,0 +1,1 @@
+"""The first benchmark: kvferry beside a plain vLLM engine and vLLM's own NIXL pair."""

@@ -1,0 +1,211 @@
+"""``python -m bench.first_light --json FILE``: kvferry beside vLLM and vLLM's NIXL pair."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.client import Client
+from bench.first_light import environment, report
+from bench.first_light.bounds import BOUNDS, TOTAL_MINUTES, Bound, Verdict, verdict
+from bench.first_light.parts.dram import Dram
+from bench.first_light.parts.greedy import Greedy
+from bench.first_light.parts.handover import Handover
+from bench.first_light.parts.hit import Hit
+from bench.first_light.parts.miss import Miss
+from bench.first_light.parts.mixed import Mixed
+from bench.first_light.parts.soak import Soak
+from bench.first_light.phases import AnyPart, Phase, Runner, plan_rounds
+from bench.first_light.workload import BadSetting, Workload, differences, varied
+from bench.launchers import nixl
+from bench.launchers.kvferry import Kvferry
+from bench.launchers.nixl import NixlPair
+from bench.launchers.plain import Plain
+from bench.launchers.system import Setting, System
+from bench.prompts import Prompts
+
+SYSTEMS: Mapping[str, Callable[[Setting, Client], System]] = {
+    "plain": Plain,
+    "nixl": NixlPair,
+    "kvferry": Kvferry,
+}
+NAMES = ("miss", "hit", "handover", "mixed", "greedy", "soak", "dram")
+REQUEST_SECONDS = 600.0
+FEWEST_ROUNDS = 3
+
+DEFAULT_MODEL = Path.home() / ".cache" / "kvferry" / "models" / "smollm2-135m-instruct"
+
+
+class Stop(Exception):
+    """The benchmark cannot run; the message is one line."""
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.first_light", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
+    parser.add_argument("--only", choices=NAMES, help="run one part")
+    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least 3 count")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model's directory")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default=environment.fast_dtype(),
+        help="of all systems (default: what this processor computes fast)",
+    )
+    parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=tuple(SYSTEMS))
+    parser.add_argument("--seed", default=secrets.token_hex(6), help="repeats the prompts")
+    parser.add_argument("--first-port", type=int, default=18300)
+    parser.add_argument("--logs", type=Path, help="keep the systems' logs in this folder")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="vary the workload"
+    )
+    return parser.parse_args(argv)
+
+
+def plan(chosen: argparse.Namespace) -> list[Phase]:
+    """The phases of a run: the main one, and one for greedy output in each other dtype."""
+    order = random.Random(f"{chosen.seed}/order")
+    greedy = {"float32": Greedy("float32", "fp32"), "bfloat16": Greedy("bfloat16", "bf16")}
+    parts: list[AnyPart] = [
+        Miss(),
+        Hit(),
+        Handover(),
+        Mixed(),
+        greedy[chosen.dtype],
+        Soak(),
+        Dram(),
+    ]
+    wanted = [part for part in parts if chosen.only in (None, part.name.partition("_")[0])]
+    phases = [plan_rounds(chosen.dtype, wanted, chosen.systems, chosen.rounds, order)]
+    for dtype, part in greedy.items():
+        if dtype != chosen.dtype and chosen.only in (None, "greedy"):
+            phases.append(plan_rounds(dtype, [part], chosen.systems, 1, order))
+    return phases
+
+
+def bounds_of(chosen: argparse.Namespace) -> list[Bound]:
+    """The bounds of the parts that run."""
+    return [bound for bound in BOUNDS if chosen.only in (None, bound.part)]
+
+
+async def measure(
+    chosen: argparse.Namespace, workload: Workload, phases: Sequence[Phase], folder: Path
+) -> dict[str, Any]:
+    """Run everything; the result as it is written."""
+    began = time.monotonic()
+    logs = chosen.logs or folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    described = environment.describe()
+    async with Client(REQUEST_SECONDS) as client:
+
+        def build(name: str, dtype: str) -> System:
+            setting = Setting(
+                model=chosen.model.resolve(),
+                dtype=dtype,
+                environ=os.environ,
+                logs=logs,
+                scratch=folder,
+                python=sys.executable,
+                first_port=chosen.first_port,
+            )
+            return SYSTEMS[name](setting, client)
+
+        runner = Runner(build, Prompts(chosen.model / "tokenizer.json"), chosen.seed, workload, say)
+        for phase in phases:
+            await runner.run(phase)
+    figures = runner.figures
+    metrics: dict[str, float] = {}
+    detail: dict[str, Any] = {}
+    complaints = list(figures.complaints)
+    for part in {
+        part.name: part for p in phases for turn in p.turns for part in turn.parts
+    }.values():
+        judgement = part.judge(figures.taken.get(part.name, {}))
+        metrics.update(judgement.metrics)
+        detail[part.name] = judgement.detail
+        complaints += judgement.complaints
+    minutes = (time.monotonic() - began) / 60
+    metrics["total_minutes"] = round(minutes, 2)
+    verdicts = [verdict(bound, metrics) for bound in bounds_of(chosen)]
+    verdicts.append(verdict(Bound("total_minutes", "", "at most", TOTAL_MINUTES), metrics))
+    return {
+        "schema": 1,
+        "benchmark": "first_light",
+        "metrics": metrics,
+        "verdicts": [asdict(each) for each in verdicts],
+        "complaints": complaints,
+        "specified_workload": not differences(workload) and chosen.rounds >= FEWEST_ROUNDS,
+        "workload": asdict(workload),
+        "varied": differences(workload),
+        "rounds": chosen.rounds,
+        "order": [
+            [phase.dtype, turn.number, turn.system] for phase in phases for turn in phase.turns
+        ],
+        "seed": chosen.seed,
+        "dtype": chosen.dtype,
+        "environment": described,
+        "turn_seconds": figures.turn_seconds,
+        "parts": detail,
+    }
+
+
+def check(chosen: argparse.Namespace, phases: Sequence[Phase]) -> None:
+    """Raises Stop where a system cannot be run here."""
+    if not (chosen.model / "tokenizer.json").is_file():
+        raise Stop(f"no model in {chosen.model}: run `make install`, or give --model DIR")
+    needed = {turn.system for phase in phases for turn in phase.turns}
+    if "nixl" in needed and not nixl.installed():
+        raise Stop(nixl.ADVICE)
+
+
+def say(line: str) -> None:
+    """Progress, on the error stream with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every bound kept; 1: one was not, or was not measured; 2: it could not run."""
+    chosen = options(argv)
+    folder = Path(tempfile.mkdtemp(prefix="first-light-"))
+    try:
+        workload = varied(chosen.set)
+        phases = plan(chosen)
+        check(chosen, phases)
+        say(f"seed {chosen.seed}, {environment.cpu_model()}, {chosen.dtype}; the plan:")
+        print(report.time_plan(phases, workload), file=sys.stderr, flush=True)
+        result = asyncio.run(measure(chosen, workload, phases, folder))
+    except (Stop, BadSetting) as error:
+        print(f"first_light: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
+    chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    verdicts = [Verdict(**each) for each in result["verdicts"]]
+    print(report.table(verdicts))
+    for complaint in result["complaints"]:
+        print(f"! {complaint}")
+    if not result["specified_workload"]:
+        print("This was not the specified workload: the verdicts do not count.")
+    return 0 if all(each.outcome in ("PASS", "told") for each in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

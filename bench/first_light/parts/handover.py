@@ -1,0 +1,65 @@
+"""From the end of the prefill leg to the first token: what the hand-over adds to computing.
+
+Both moments are the proxy's own, told in a response header to requests that ask for it, because
+only the proxy sees the prefill leg end.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from bench.first_light.part import ByRound, Judgement, MeasureFailed
+from bench.first_light.parts.miss import uncached_seconds
+from bench.first_light.turn import Turn
+from bench.first_light.workload import Workload
+from bench.statistics import median
+
+TIMING_HEADER = "x-kvferry-timing"
+
+_FIGURE = re.compile(r"(\w+)=([0-9.]+)")
+
+
+@dataclass(frozen=True)
+class Handovers:
+    """Milliseconds from prefill's end to the first token, and of the decode steps after it."""
+
+    after_prefill_ms: list[float]
+    step_ms: list[float]
+
+
+class Handover:
+    """Uses the uncached requests; a step is the gap between two tokens of a request alone."""
+
+    name = "handover"
+    systems = frozenset({"kvferry"})
+    every_round = True
+
+    def seconds(self, system: str, workload: Workload) -> float:
+        """See Part."""
+        return uncached_seconds(system, workload)
+
+    async def measure(self, turn: Turn) -> Handovers:
+        """See Part."""
+        samples = await turn.uncached()
+        headers = [sample.timeline.headers.get(TIMING_HEADER, "") for sample in samples]
+        gaps = [gap * 1000 for sample in samples for gap in sample.timeline.gaps]
+        return Handovers([after_prefill_ms(header) for header in headers], gaps)
+
+    def judge(self, figures: ByRound[Handovers]) -> Judgement:
+        """See Part."""
+        rounds = figures.get("kvferry", {})
+        after = [value for taken in rounds.values() for value in taken.after_prefill_ms]
+        steps = [value for taken in rounds.values() for value in taken.step_ms]
+        if not after or not steps:
+            return Judgement({})
+        metrics = {"first_token_after_prefill_ms": median(after), "decode_step_ms": median(steps)}
+        return Judgement(metrics, {"after_prefill_ms": after})
+
+
+def after_prefill_ms(header: str) -> float:
+    """``first_token_ms - prefill_done_ms`` of a timing header. Raises MeasureFailed without."""
+    figures = {name: float(value) for name, value in _FIGURE.findall(header)}
+    if not {"prefill_done_ms", "first_token_ms"} <= figures.keys():
+        raise MeasureFailed(f"the proxy sent no {TIMING_HEADER} with both moments: {header!r}")
+    return figures["first_token_ms"] - figures["prefill_done_ms"]

@@ -1,0 +1,1 @@
+"""The systems a benchmark compares, each started, asked and stopped in the same way."""

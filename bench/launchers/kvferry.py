@@ -1,0 +1,176 @@
+"""kvferry as a user starts it: one command, its defaults, asked through its proxy.
+
+The two workers are reached directly only to read their counters and to make decode forget, which
+no client of a real cluster can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import counters, processes
+from bench.client import Body, Client, Endpoint, RequestFailed, Timeline
+from bench.counters import CacheCounters
+from bench.launchers.system import MODEL_NAME, START_SECONDS, Setting
+from bench.processes import Child, StartFailed
+from kvstore.cluster import ClusterConfig, addresses, parse, worker_name
+from kvstore.credentials import load_or_create
+from kvstore.messages import Role
+
+DISAGGREGATED = "disaggregated"
+"""What ``x-kvferry-path`` says when both workers took part."""
+
+_STOP_SECONDS = 40.0
+
+
+class Kvferry:
+    """One prefill and one decode worker, the DRAM tier and the proxy, under ``kvferry up``."""
+
+    name = "kvferry"
+
+    def __init__(self, setting: Setting, client: Client) -> None:
+        self._setting = setting
+        self._client = client
+        key = secrets.token_urlsafe(24)
+        folder = Path(tempfile.mkdtemp(prefix="kvferry-", dir=setting.scratch))
+        self._run_dir, self._state_dir = folder / "run", folder / "state"
+        for private in (self._run_dir, self._state_dir):
+            private.mkdir(mode=0o700)
+        self._file = folder / "cluster.toml"
+        self._file.write_text(self._toml(key), encoding="utf-8")
+        self._config: ClusterConfig = parse(self._file.read_text(encoding="utf-8"))
+        self._child: Child | None = None
+        self._proxy = Endpoint(
+            f"http://127.0.0.1:{self._config.proxy.port}",
+            {"authorization": f"Bearer {key}", "x-kvferry-debug": "timing"},
+        )
+        self._workers: Mapping[str, Endpoint] = {}
+
+    async def start(self) -> None:
+        """See System."""
+        command = [self._setting.python, "-m", "deploy.cli", "up", "--config", str(self._file)]
+        environ = {
+            **self._setting.environ,
+            "HF_HUB_OFFLINE": "1",
+            # Opens /reset_prefix_cache behind the workers' gate.
+            "VLLM_SERVER_DEV_MODE": "1",
+        }
+        self._child = processes.launch(self.name, command, environ, self._setting.logs)
+        try:
+            await processes.until_ready(self._child, self._ready, START_SECONDS)
+        except StartFailed:
+            await self.stop()
+            raise
+        token = {"x-kvferry-token": load_or_create(self._state_dir).http_token()}
+        self._workers = {role: self._worker(role, token) for role in ("prefill", "decode")}
+
+    async def stop(self) -> None:
+        """See System."""
+        if self._child is not None:
+            await processes.stop(self._child, _STOP_SECONDS)
+            self._child = None
+
+    async def stream(self, body: Body, intended: float, lane: int = 0) -> Timeline:
+        """See System."""
+        return await self._client.stream(self._proxy, body, intended)
+
+    async def complete(self, body: Body, lane: int = 0) -> Mapping[str, Any]:
+        """See System."""
+        return await self._client.post(self._proxy, "/v1/completions", body)
+
+    async def forget(self) -> None:
+        """See System."""
+        await self._client.post(self._workers["decode"], "/reset_prefix_cache")
+        # The proxy steers by what the worker's relay announces; let it hear of the loss.
+        await asyncio.sleep(0.2)
+
+    async def counters(self) -> Mapping[str, CacheCounters]:
+        """See System."""
+        return {
+            role: counters.parse(await self._client.text(endpoint, "/metrics"))
+            for role, endpoint in self._workers.items()
+        }
+
+    def children(self) -> Sequence[Child]:
+        """See System."""
+        if self._child is None:
+            raise StartFailed("kvferry is not running")
+        return [self._child]
+
+    async def kill_prefill(self) -> list[str]:
+        """SIGKILL the prefill engine's whole process group, as its worker has written it down."""
+        record = self._run_dir / f"{worker_name('prefill', 0)}.group"
+        group = int(record.read_text(encoding="ascii"))
+        titles = [
+            processes.label(member)
+            for child in self.children()
+            for member in child.family()
+            if os.getpgid(member.pid) == group
+        ]
+        os.killpg(group, signal.SIGKILL)
+        return titles
+
+    def disaggregates(self, path: str) -> bool:
+        """Whether an answer's path means that both workers took part."""
+        return path == DISAGGREGATED
+
+    async def tier_locks(self) -> int:
+        """Objects that LMCache holds locked for reading or writing."""
+        lmcache = Endpoint(f"http://127.0.0.1:{self._config.dram.http_port}")
+        return locks(await self._client.get(lmcache, "/status"))
+
+    async def _ready(self) -> bool:
+        try:
+            counts = await self._client.get(self._proxy, "/ready")
+        except RequestFailed:
+            return False
+        return bool(counts.get("prefill")) and bool(counts.get("decode"))
+
+    def _worker(self, role: Role, token: Mapping[str, str]) -> Endpoint:
+        http = addresses(self._config, self._run_dir, role, 0).http
+        return Endpoint("http://worker", token, Path(http.removeprefix("unix:")))
+
+    def _toml(self, key: str) -> str:
+        """Defaults, but for what all systems share and what this run has to know."""
+        setting = self._setting
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        return f"""\
+run_dir = "{self._run_dir}"
+state_dir = "{self._state_dir}"
+
+[model]
+path = "{setting.model}"
+name = "{MODEL_NAME}"
+dtype = "{setting.dtype}"
+block_size = {setting.block_size}
+chunk_tokens = {setting.chunk_tokens}
+
+[proxy]
+port = {setting.first_port + 90}
+
+[[tenants]]
+name = "bench"
+keys_sha256 = ["{digest}"]
+"""
+
+
+def locks(status: object) -> int:
+    """All locked objects in a status page, wherever in it they are counted."""
+    if isinstance(status, dict):
+        own = sum(
+            value
+            for name, value in status.items()
+            if name in ("read_locked_count", "write_locked_count") and isinstance(value, int)
+        )
+        return own + sum(locks(value) for value in status.values())
+    if isinstance(status, list):
+        return sum(locks(value) for value in status)
+    return 0

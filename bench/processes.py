@@ -1,0 +1,125 @@
+"""Child processes of a benchmark: started apart, watched until ready, stopped to the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.25
+
+
+class StartFailed(Exception):
+    """A system did not come up; the message ends with what it last wrote."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A started program and every process below it. ``log`` holds all it writes."""
+
+    name: str
+    running: subprocess.Popen[bytes]
+    log: Path
+
+    def family(self) -> list[psutil.Process]:
+        """The process and its descendants that are alive now."""
+        try:
+            parent = psutil.Process(self.running.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def tail(self, lines: int = 12) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def launch(name: str, command: Sequence[str], environ: Mapping[str, str], logs: Path) -> Child:
+    """Start ``command`` in a session of its own, so that a Ctrl-C here does not reach it."""
+    log = logs / f"{name}-{time.strftime('%H%M%S')}.log"
+    with log.open("ab") as file:
+        running = subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Child(name, running, log)
+
+
+async def until_ready(child: Child, ready: Callable[[], Awaitable[bool]], seconds: float) -> None:
+    """Wait until ``ready`` says so. Raises StartFailed if it ends or takes longer."""
+    deadline = time.monotonic() + seconds
+    while not await ready():
+        if (code := child.running.poll()) is not None:
+            raise StartFailed(f"{child.name} ended with {code}:\n{child.tail()}")
+        if time.monotonic() > deadline:
+            raise StartFailed(f"{child.name} is not ready after {seconds:.0f} s:\n{child.tail()}")
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def stop(child: Child, seconds: float = STOP_SECONDS) -> list[str]:
+    """End a child and all below it: SIGTERM, then SIGKILL for whatever is left at the deadline.
+
+    Returns the names of those that had to be killed.
+    """
+    family = child.family()
+    if child.running.poll() is None:
+        child.running.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(alive(member) for member in family):
+        child.running.poll()
+        await asyncio.sleep(_POLL_SECONDS)
+    killed = [kill(member) for member in family if alive(member)]
+    child.running.wait()
+    return killed
+
+
+def alive(member: psutil.Process) -> bool:
+    """Whether a process still runs; one that only waits to be reaped does not."""
+    try:
+        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill(member: psutil.Process) -> str:
+    """SIGKILL. Returns the process's title; nothing happens to one that is gone."""
+    try:
+        title = label(member)
+        os.kill(member.pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return "gone"
+    return title
+
+
+def label(member: psutil.Process) -> str:
+    """A short title: a renamed process's own (``VLLM::Worker``), else its module or program."""
+    words = [word for part in member.cmdline() for word in part.split()] or [member.name()]
+    if words[0].startswith("VLLM::"):
+        return words[0]
+    if "-m" in words[:-1]:
+        return " ".join(words[words.index("-m") + 1 :][:3])
+    return " ".join(Path(word).name for word in words[:2])
+
+
+def resident(children: Sequence[Child]) -> dict[str, int]:
+    """Resident bytes of every process of ``children``, by child, title and pid."""
+    found: dict[str, int] = {}
+    for child in children:
+        for member in child.family():
+            try:
+                found[f"{child.name}/{label(member)}/{member.pid}"] = member.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+    return found
