@@ -257,12 +257,21 @@ def _owned(path: Path, name: str) -> Iterator[TextIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{name} runs already in {path.parent}") from None
-        file.seek(0)
-        text = file.read()
-        if text.isdecimal() and keeper.is_ours(int(text)):
-            kill_group(int(text))
+        end_group(path)
         yield file
         path.unlink(missing_ok=True)
+
+
+def end_group(file: Path) -> None:
+    """Kills the engine that ``file`` speaks of, if it is there, and awaits its end."""
+    text = file.read_text(encoding="ascii", errors="replace")
+    if not (text.isdecimal() and keeper.is_ours(int(text))):
+        return
+    shared = keeper.segments(int(text))
+    until = time.monotonic() + STOP_SECONDS
+    while kill_group(int(text)) and time.monotonic() < until:
+        time.sleep(0.05)
+    keeper.remove(shared)
 
 
 def _remove_sockets(settings: WorkerSettings) -> None:

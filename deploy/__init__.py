@@ -1,0 +1,5 @@
+"""From one cluster file to running processes.
+
+Reading order: ``cli`` (the ``kvferry`` command), ``places`` (what the file leaves open is decided),
+``models``, ``checks``, then ``supervisor`` (everything on this machine, started, kept up, ended).
+"""

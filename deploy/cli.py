@@ -1,0 +1,324 @@
+"""The ``kvferry`` command.
+
+Children are given a configuration in which nothing is left open, written into the run folder; it
+holds hashes of API keys, never a key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from deploy import checks, dram, models, places, supervisor
+from kvstore import cluster, worker
+from kvstore.cluster import ClusterConfig
+from kvstore.credentials import load_or_create
+from kvstore.errors import ConfigError
+from kvstore.launch import is_hub_id
+from kvstore.machine import Machine, inspect
+from kvstore.messages import Role
+from kvstore.private import require_private
+
+RESOLVED = "cluster.toml"
+LOCK = "lock"
+LOCAL_TENANT = "local"
+
+_ROLES: tuple[Role, Role] = ("prefill", "decode")
+
+_EXAMPLES = """\
+examples:
+  kvferry up                                   one prefill and one decode worker, a small model
+  kvferry up --prefill 2 --model ./my-model    any Hugging Face folder (or a hub id)
+  kvferry up --config cluster.toml --port 9000
+  kvferry keygen alice                         an API key for a tenant of the cluster file
+
+every part by itself (each host of a cluster runs what is its own):
+  kvferry dram --config cluster.toml
+  kvferry prefill --config cluster.toml --name prefill-0
+  kvferry decode --config cluster.toml --name decode-0
+  kvferry proxy --config cluster.toml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. 0: done; 2: a setting is wrong (one line says which); 130: killed."""
+    options = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except ConfigError as error:
+        sys.stderr.write(f"kvferry: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kvferry",
+        description="Serve a language model with disaggregated prefill and decode.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    up = _command(commands, "up", _up, "start everything on this machine and keep it up")
+    up.add_argument("--prefill", type=int, metavar="N", help="number of prefill workers")
+    up.add_argument("--decode", type=int, metavar="M", help="number of decode workers")
+    up.add_argument("--model", help="built-in name, Hugging Face folder or hub id")
+    up.add_argument("--port", type=int, help="port of the OpenAI API; 0 picks a free one")
+    for role in _ROLES:
+        one = _command(commands, role, _worker, f"start one {role} worker", needs_file=True)
+        one.add_argument("--name", default=f"{role}-0", help="which one (%(default)s)")
+        one.set_defaults(role=role)
+    _command(commands, "proxy", _proxy, "start a proxy", needs_file=True)
+    _command(commands, "dram", _dram, "start this host's DRAM tier", needs_file=True)
+    keygen = commands.add_parser("keygen", help="make an API key for a tenant")
+    keygen.add_argument("tenant", help="the tenant's name in the cluster file")
+    keygen.set_defaults(run=_keygen)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    needs_file: bool = False,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--config", type=Path, required=needs_file, help="the cluster's TOML file")
+    command.add_argument("--verbose", action="store_true", help="show all that engines say")
+    command.set_defaults(run=run)
+    return command
+
+
+# -- up
+
+
+def _up(options: argparse.Namespace) -> int:
+    machine = inspect()
+    config = _resolved(_with_flags(_loaded(options), options), machine)
+    checks.require_local(config)
+    with _run_folder(config) as folder:
+        checks.require_ports(config)
+        checks.require_shared_memory(config, dram.SHARED_MEMORY)
+        config = _with_model(config, tell)
+        on_gpu = machine.device != "cpu"
+        checks.require_memory(config, on_gpu, _weight_bytes(config))
+        load_or_create(Path(config.state_dir))
+        key = ""
+        if not config.tenants:
+            key, digest = places.new_key()
+            config = places.with_tenant(config, LOCAL_TENANT, digest)
+        file = _write(config, folder / RESOLVED)
+        parts = supervisor.parts(config, file, on_gpu, options.verbose)
+        return asyncio.run(_supervise(config, parts, key))
+
+
+async def _supervise(config: ClusterConfig, parts: list[supervisor.Part], key: str) -> int:
+    stop, running = asyncio.Event(), supervisor.Supervisor(config, parts, tell)
+    killed = False
+
+    def on_signal() -> None:
+        nonlocal killed
+        if stop.is_set():
+            killed = True
+            running.kill()
+        else:
+            tell("stopping (once more to kill)")
+            stop.set()
+
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(ending, on_signal)
+    tell(
+        f"starting {config.model.name}: prefill workers: {config.prefill.count}, "
+        f"decode workers: {config.decode.count} (about a minute)"
+    )
+    await running.run(stop, lambda: _print_welcome(config, key))
+    return 130 if killed else 0
+
+
+def _print_welcome(config: ClusterConfig, key: str) -> None:
+    base = supervisor.base_url(config)
+    question = {
+        "model": config.model.name,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
+        "max_tokens": 32,
+    }
+    shown = key or "YOUR-KEY"
+    print(
+        f"\nkvferry is ready.\n\n  base URL  {base}/v1\n  API key   {key or 'as in the file'}\n"
+        f"  model     {config.model.name}\n\n"
+        f"  curl {base}/v1/chat/completions \\\n    -H 'Authorization: Bearer {shown}' \\\n"
+        f"    -H 'Content-Type: application/json' \\\n    -d '{json.dumps(question)}'\n\n"
+        "Ctrl-C stops everything.",
+        flush=True,
+    )
+
+
+# -- one part
+
+
+def _worker(options: argparse.Namespace) -> int:
+    config = _resolved(_loaded(options), inspect())
+    cluster.parse_worker_name(config, options.name)
+    config = _with_model(config, tell)
+    return _become(options.role, config, options, "--name", options.name)
+
+
+def _proxy(options: argparse.Namespace) -> int:
+    config = _resolved(_loaded(options), inspect())
+    if not config.tenants:
+        raise ConfigError("no tenants in the configuration: make one with kvferry keygen NAME")
+    return _become("proxy", config, options)
+
+
+def _dram(options: argparse.Namespace) -> int:
+    machine = inspect()
+    config = _resolved(_loaded(options), machine)
+    checks.require_shared_memory(config, dram.SHARED_MEMORY)
+    dram.remove_segment(config)
+    command = dram.command(config, machine.device != "cpu", options.verbose)
+    return _exec(command.argv, dict(command.env))
+
+
+def _become(part: str, config: ClusterConfig, options: argparse.Namespace, *flags: str) -> int:
+    """Replaces this program with ``part``, given a configuration with nothing left open."""
+    folder = _private_folder(Path(config.run_dir))
+    name = options.name if "name" in options else part
+    file = _write(config, folder / f"{name}.toml")
+    loud = ("--verbose",) if options.verbose and part != "proxy" else ()
+    argv = (sys.executable, "-m", part, "--config", str(file), *flags, *loud)
+    return _exec(argv, {})
+
+
+def _exec(argv: Sequence[str], env: dict[str, str]) -> int:
+    os.execve(argv[0], list(argv), {**os.environ, **env})  # noqa: S606 - our own argument list
+
+
+def _keygen(options: argparse.Namespace) -> int:
+    key, digest = places.new_key()
+    try:
+        msgspec.convert(
+            {"name": options.tenant, "keys_sha256": [digest]}, type=cluster.Tenant, strict=True
+        )
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"tenant {options.tenant!r}: {error}") from None
+    print(f"API key, shown only here: {key}\n\nFor the cluster file:\n\n[[tenants]]")
+    print(f'name = "{options.tenant}"\nkeys_sha256 = ["{digest}"]')
+    return 0
+
+
+# -- what the commands share
+
+
+def tell(text: str) -> None:
+    """Progress and complaints go to standard error; standard output is for results."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _loaded(options: argparse.Namespace) -> ClusterConfig:
+    return cluster.load(options.config) if options.config else ClusterConfig()
+
+
+def _with_flags(config: ClusterConfig, options: argparse.Namespace) -> ClusterConfig:
+    """``config`` with what the command line says instead. Raises ConfigError."""
+    changed = msgspec.to_builtins(config)
+    for role in _ROLES:
+        if getattr(options, role) is not None:
+            changed[role]["count"] = getattr(options, role)
+    if options.model is not None:
+        changed["model"] |= {"path": options.model, "name": ""}
+    if options.port is not None:
+        changed["proxy"]["port"] = options.port
+    try:
+        return msgspec.convert(changed, type=ClusterConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"command line: {error}") from None
+
+
+def _resolved(config: ClusterConfig, machine: Machine) -> ClusterConfig:
+    return places.resolve(config, machine, places.homes(os.environ, os.getuid()))
+
+
+def _with_model(config: ClusterConfig, say: Callable[[str], None]) -> ClusterConfig:
+    cache = places.homes(os.environ, os.getuid()).cache
+    path = models.prepare(config.model.path, cache, say)
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=path))
+
+
+def _weight_bytes(config: ClusterConfig) -> int:
+    return 0 if is_hub_id(config.model.path) else models.weight_bytes(Path(config.model.path))
+
+
+def _write(config: ClusterConfig, file: Path) -> Path:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.write(places.to_toml(config))
+    return file
+
+
+def _private_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require_private(folder.lstat(), folder)
+    except OSError as error:
+        raise ConfigError(f"cannot use run_dir {folder}: {error.strerror}") from None
+    return folder
+
+
+@contextlib.contextmanager
+def _run_folder(config: ClusterConfig) -> Iterator[Path]:
+    """The run folder, ours alone while this lasts and empty afterwards.
+
+    Raises ConfigError when another ``up`` has it.
+    """
+    folder = _private_folder(Path(config.run_dir))
+    with (folder / LOCK).open("a", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"kvferry runs already in {folder}: stop it, or choose another --port"
+            ) from None
+        _clear(config, folder)
+        try:
+            yield folder
+        finally:
+            _clear(config, folder)
+            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's file is in it
+                folder.rmdir()
+
+
+def _clear(config: ClusterConfig, folder: Path) -> None:
+    """Ends what a killed run has left and removes its files, and nothing but those."""
+    for file in folder.glob("*.group"):
+        worker.end_group(file)
+    names = [cluster.worker_name(r, i) for r in _ROLES for i in range(config.workers(r).count)]
+    for name in names:
+        for file in folder.glob(f"{name}.*"):
+            file.unlink(missing_ok=True)
+    (folder / RESOLVED).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The DRAM tier's process: LMCache's server, loopback and shared memory only, nothing on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from kvstore.cluster import ClusterConfig
+from kvstore.launch import QUIET, Command
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is, by definition
+
+
+def segment(config: ClusterConfig) -> str:
+    """Name of the shared memory of this run folder's tier.
+
+    The prefix tells a worker's keeper that the segment is not the worker's to remove.
+    """
+    return f"kvferry-{hashlib.sha256(config.run_dir.encode()).hexdigest()[:16]}"
+
+
+def command(config: ClusterConfig, on_gpu: bool, verbose: bool) -> Command:
+    """The server. Its metrics stay off: they would listen on every interface."""
+    dram = config.dram
+    flags = ["--host", "127.0.0.1", "--port", str(dram.port)]
+    flags += ["--http-host", "127.0.0.1", "--http-port", str(dram.http_port)]
+    flags += ["--l1-size-gb", f"{dram.gib:g}", "--l1-init-size-gb", f"{dram.gib:g}"]
+    flags += ["--chunk-size", str(dram.chunk_tokens), "--eviction-policy", "LRU"]
+    flags += ["--supported-transfer-mode", "auto" if on_gpu else "engine_driven"]
+    flags += ["--shm-name", segment(config), "--disable-metrics"]
+    env = {**QUIET, "LMCACHE_LOG_LEVEL": "INFO" if verbose else "WARNING"}
+    return Command((sys.executable, "-m", "lmcache.cli.main", "server", *flags), env)
+
+
+def remove_segment(config: ClusterConfig) -> None:
+    """Removes what a killed server has left; it would refuse to start over it."""
+    (SHARED_MEMORY / segment(config)).unlink(missing_ok=True)
