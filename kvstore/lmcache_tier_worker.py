@@ -1,0 +1,346 @@
+"""The worker's side of the DRAM tier: one thread that copies between pages and LMCache's memory.
+
+::
+
+    engine's thread                     tier thread
+      store, load ──▶ OpQueue ──▶ reserve ─▶ gather, seal ─▶ commit
+      drain ◀── results ──┘       read ───▶ scatter, verify ─▶ unlock
+      withdraw                    nothing to do: probe; lost: reconnect and register anew
+
+Safety: pages are touched only between ``begin_copy`` and ``end_copy``, and ``withdraw`` returns
+only when that is over or will never begin. A store that was not copied in time is never committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvstore.clock import Clock
+from kvstore.cluster import Dram
+from kvstore.errors import ConfigError, TierDown
+from kvstore.lmcache_tier_link import ChunksKey, Link, Naming, Registration
+from kvstore.pages import KVPages, open_pages
+from kvstore.tier import Health, Job, Kind, OpQueue, TierOp, TierResult, is_salt
+from kvstore.tier_seal import Bytes, Scope, is_whole, names, write_seal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+log = logging.getLogger("kvferry.tier")
+
+QUEUE_LIMIT = 256
+HEARTBEAT_SECONDS = 1.0
+ATTEMPT_SECONDS = 1.0
+FIRST_PAUSE_SECONDS = 0.2
+LAST_PAUSE_SECONDS = 2.0
+GRACE_SECONDS = 0.05
+"""How long ``withdraw`` waits for a copy that is about to begin, so that its store is not lost."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    ok: bool
+    tokens: int = 0
+    reason: str | None = None
+
+
+class LMCacheCopy:
+    """``TierCopy`` over LMCache. Any thread may call it; ``_changed`` guards all that is shared."""
+
+    def __init__(
+        self,
+        dram: Dram,
+        naming: Naming,
+        scope: Scope,
+        block_size: int,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        if dram.chunk_tokens % block_size:
+            raise ConfigError(
+                f"dram.chunk_tokens ({dram.chunk_tokens}) must be a multiple of the engine's "
+                f"block size ({block_size})"
+            )
+        self._dram = dram
+        self._naming = naming
+        self._scope = scope
+        self._block_size = block_size
+        self._clock = clock
+        self._attempt = min(ATTEMPT_SECONDS, dram.operation_seconds)
+        self._pause = FIRST_PAUSE_SECONDS
+        self._pages: KVPages | None = None
+        self._changed = threading.Condition()
+        self._queue = OpQueue(QUEUE_LIMIT)
+        self._stranded: deque[TierOp] = deque(maxlen=QUEUE_LIMIT)
+        self._health: Health | None = None
+        self._reason = "connecting"
+        self._closing = False
+        self._leftover: int | None = None
+        self._thread = threading.Thread(target=self._run, name="kvferry-tier-copy", daemon=True)
+
+    # -- the engine's thread
+
+    def attach(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """See ``TierCopy``."""
+        self._pages = open_pages(list(kv_caches.values()))
+        self._thread.start()
+
+    def store(self, op: TierOp) -> None:
+        """See ``TierCopy``."""
+        self._submit("store", op)
+
+    def load(self, op: TierOp) -> None:
+        """See ``TierCopy``."""
+        self._submit("load", op)
+
+    def withdraw(self, request: str) -> None:
+        """See ``TierCopy``. Waits for one copy at most, which is memory moving and nothing else."""
+        with self._changed:
+            self._strand(self._queue.withdraw(request))
+            self._changed.wait_for(lambda: not self._queue.touches(request), GRACE_SECONDS)
+            self._queue.abandon(request)
+            seconds = self._dram.operation_seconds
+            if not self._changed.wait_for(lambda: not self._queue.touches(request), seconds):
+                # Going on would let a copy write into, or read from, another request's pages.
+                raise TierDown(f"a copy of one request's pages has not ended in {seconds} s")
+
+    def drain(self) -> list[TierResult]:
+        """See ``TierCopy``."""
+        with self._changed:
+            return self._queue.drain()
+
+    def status(self) -> Health:
+        """See ``TierCopy``."""
+        with self._changed:
+            return self._health or "down"
+
+    def close(self) -> None:
+        """See ``TierCopy``. Waits for the op under way."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(self._dram.operation_seconds + 2 * self._attempt)
+
+    def _submit(self, kind: Kind, op: TierOp) -> None:
+        reason = self._misfit(op)
+        with self._changed:
+            if reason is None and self._health != "up":
+                reason = self._reason
+            deadline = self._clock() + self._dram.operation_seconds
+            if reason is not None:
+                self._queue.refuse(kind, op, reason)
+                self._strand([Job(kind, op, deadline)])
+            elif self._queue.submit(kind, op, deadline):
+                self._changed.notify_all()
+            else:
+                self._strand([Job(kind, op, deadline)])
+
+    def _misfit(self, op: TierOp) -> str | None:
+        chunk, block, skip = self._dram.chunk_tokens, self._block_size, op.skip_first_tokens
+        pages = self._pages.blocks if self._pages else 0
+        if op.start % chunk or op.end % chunk or not 0 <= op.start < op.end <= len(op.tokens):
+            return f"not whole chunks: tokens {op.start} to {op.end} of {len(op.tokens)}"
+        if len(op.block_ids) * block != op.end - op.start or skip % block or skip < 0:
+            return f"{len(op.block_ids)} blocks, {skip} tokens skipped, of {op.start} to {op.end}"
+        if not all(0 <= page < pages for page in op.block_ids):
+            return f"block ids beyond the {pages} attached"
+        return None if is_salt(op.salt) else "not a salt"
+
+    def _strand(self, jobs: Iterable[Job]) -> None:
+        """These loads will not run: what was locked for them is to be unlocked."""
+        for job in jobs:
+            if job.kind == "load" and self._misfit(job.op) is None:
+                self._stranded.append(job.op)
+
+    # -- the tier's thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                try:
+                    self._connect()
+                except TierDown as error:
+                    self._go_down(str(error))
+                self._rest()
+            self._go_down("closed")
+        except Exception:
+            log.exception("the DRAM tier's copying has failed for good")
+            self._go_down("its thread has failed")
+
+    def _rest(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, self._pause)
+        self._pause = min(2 * self._pause, LAST_PAUSE_SECONDS)
+
+    def _connect(self) -> None:
+        """Serve over one connection until it is lost (TierDown) or we are closed."""
+        link = Link(self._dram.port)
+        try:
+            link.require_chunk(self._dram.chunk_tokens, self._attempt)
+            place = Registration(link, self._naming, self._scope.rank, self._chunk_bytes())
+            place.open(self._block_size, self._attempt)
+            place.probe(self._attempt)
+            if self._leftover is not None:
+                place.sign_off(self._leftover, self._attempt)
+            try:
+                self._go_up()
+                while not self._closing:
+                    self._serve(place)
+            finally:
+                self._leftover = place.leftover()
+            if self._leftover is not None:
+                place.sign_off(self._leftover, self._attempt)
+        finally:
+            link.close()
+
+    def _serve(self, place: Registration) -> None:
+        job, stranded = self._next()
+        if job is not None:
+            self._perform(place, job)
+        elif stranded is not None:
+            key = self._key(place, stranded)
+            if place.read(key, self._attempt) is not None:
+                place.unlock(key, self._attempt)
+            place.forget(key.request_id)
+        elif not self._closing:
+            place.probe(self._attempt)
+
+    def _next(self) -> tuple[Job | None, TierOp | None]:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closing or len(self._queue) or self._stranded, HEARTBEAT_SECONDS
+            )
+            if job := self._queue.take():
+                return job, None
+            return None, self._stranded.popleft() if self._stranded else None
+
+    def _perform(self, place: Registration, job: Job) -> None:
+        try:
+            if self._left(job) <= 0:
+                outcome = _Outcome(ok=False, reason="too late")
+                with self._changed:
+                    self._strand([job])
+            elif job.kind == "store":
+                outcome = self._store(place, job)
+            else:
+                outcome = self._load(place, job)
+        except TierDown as error:
+            self._finish(_Outcome(ok=False, reason=str(error)))
+            raise
+        self._finish(outcome)
+
+    def _store(self, place: Registration, job: Job) -> _Outcome:
+        op, key = job.op, self._key(place, job.op)
+        identities = self._identities(op)
+        slots = place.reserve(key, self._left(job))
+        if not self._begin_copy():
+            return _Outcome(ok=False)
+        for position, slot in slots:
+            for block, part in self._parts(op, position, slot):
+                self._paged().gather(block, part)
+            write_seal(slot, identities[position])
+        self._end_copy()
+        if self._left(job) <= 0:
+            return _Outcome(ok=False, reason="too late")
+        if slots and not place.commit(key, self._left(job)):
+            return _Outcome(ok=False, reason="LMCache has given the reservation up")
+        place.forget(key.request_id)
+        return _Outcome(ok=True, tokens=len(slots) * self._dram.chunk_tokens)
+
+    def _load(self, place: Registration, job: Job) -> _Outcome:
+        op, key = job.op, self._key(place, job.op)
+        identities = self._identities(op)
+        slots = place.read(key, self._left(job))
+        if slots is None:
+            return _Outcome(ok=False, reason="no longer held")
+        copied = whole = False
+        if self._begin_copy():
+            copied, whole = True, self._scatter(op, identities, slots)
+            self._end_copy()
+        place.unlock(key, self._dram.operation_seconds)
+        place.forget(key.request_id)
+        if copied and not whole:
+            log.error("a chunk in the DRAM tier is not what it is filed as: clearing the tier")
+            place.clear()
+        return _Outcome(
+            ok=whole,
+            tokens=op.end - op.start - op.skip_first_tokens if whole else 0,
+            reason=None if whole else "seal broken",
+        )
+
+    def _scatter(self, op: TierOp, identities: list[bytes], slots: list[Bytes]) -> bool:
+        """Copy the slots into the pages; whether all of it was what it should be."""
+        skip = op.skip_first_tokens // self._block_size
+        for position, (slot, identity) in enumerate(zip(slots, identities, strict=True)):
+            if not names(slot, identity):
+                return False
+            for number, (block, part) in enumerate(self._parts(op, position, slot)):
+                if position * self._blocks_per_chunk() + number >= skip:
+                    self._paged().scatter(block, part)
+            if not is_whole(slot, identity):
+                return False
+        return True
+
+    def _parts(self, op: TierOp, position: int, slot: Bytes) -> list[tuple[int, Bytes]]:
+        """(block id, its bytes in the slot) for each block of the op's chunk at ``position``."""
+        count = self._blocks_per_chunk()
+        size = self._chunk_bytes() // count
+        blocks = op.block_ids[position * count : (position + 1) * count]
+        return [(block, slot[at * size : (at + 1) * size]) for at, block in enumerate(blocks)]
+
+    def _key(self, place: Registration, op: TierOp) -> ChunksKey:
+        return place.key(op.tokens[: op.end], op.salt, (op.start, op.end), place.session())
+
+    def _identities(self, op: TierOp) -> list[bytes]:
+        chunk = self._dram.chunk_tokens
+        return self._scope.identities(op.tokens, op.salt, op.start, op.end, chunk)
+
+    def _blocks_per_chunk(self) -> int:
+        return self._dram.chunk_tokens // self._block_size
+
+    def _chunk_bytes(self) -> int:
+        pages = self._paged()
+        return self._blocks_per_chunk() * pages.layers * pages.page_bytes
+
+    def _paged(self) -> KVPages:
+        assert self._pages is not None
+        return self._pages
+
+    def _left(self, job: Job) -> float:
+        return job.deadline - self._clock()
+
+    def _begin_copy(self) -> bool:
+        with self._changed:
+            begun = self._queue.begin_copy()
+            self._changed.notify_all()
+            return begun
+
+    def _end_copy(self) -> None:
+        with self._changed:
+            self._queue.end_copy()
+            self._changed.notify_all()
+
+    def _finish(self, outcome: _Outcome) -> None:
+        with self._changed:
+            self._queue.finish(ok=outcome.ok, tokens=outcome.tokens, reason=outcome.reason)
+            self._changed.notify_all()
+
+    def _go_up(self) -> None:
+        self._pause = FIRST_PAUSE_SECONDS
+        with self._changed:
+            self._health = "up"
+        log.warning("DRAM tier up")
+
+    def _go_down(self, reason: str) -> None:
+        with self._changed:
+            before, self._health, self._reason = self._health, "down", reason
+            self._strand(self._queue.fail_queued(reason))
+        if before != "down" and not self._closing:
+            log.warning("DRAM tier down: %s", reason)

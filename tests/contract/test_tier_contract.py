@@ -1,0 +1,166 @@
+"""What every DRAM tier does, run against one in memory and against LMCache's server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvstore.cluster import Dram
+from kvstore.tier import TierKey
+from tests.support.lmcache_server import LMCacheServer
+from tests.support.memory_tier import MemoryCopy, MemoryLookup, MemoryStore
+from tests.support.tiers import BLOCK_SIZE, Both, bits, kv_memory, over_lmcache, same, until
+
+CHUNK = 64
+PROMPT = [(7 * at) % 49_000 for at in range(300)]
+HELD = 256
+SALT, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LMCacheServer]:
+    server = LMCacheServer(chunk_tokens=CHUNK)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "lmcache"])
+def tier(request: pytest.FixtureRequest) -> Iterator[Both]:
+    if request.param == "memory":
+        store = MemoryStore(CHUNK)
+        copy = MemoryCopy(store, BLOCK_SIZE)
+        caches = kv_memory()
+        copy.attach(caches)
+        tier = Both(MemoryLookup(store), copy, caches, lambda: (store.locked.total(), 0))
+    else:
+        server = request.getfixturevalue("server")
+        dram = Dram(chunk_tokens=CHUNK, port=server.port, operation_seconds=2.0)
+        tier = over_lmcache(dram, server.locks)
+        assert until(lambda: tier.copy.status() == "up")
+        # The scheduler's side connects by itself: up once it answers a lookup.
+        assert until(lambda: getattr(tier.lookup, "_health", "up") == "up")
+    yield tier
+    tier.close()
+
+
+def stored(tier: Both, blocks: range, salt: str = SALT) -> None:
+    tier.copy.store(tier.op("writer", PROMPT, salt, blocks))
+    (result,) = tier.await_results(1)
+    assert (result.ok, result.kind, result.request) == (True, "store", "writer")
+
+
+def test_loads_into_other_blocks_what_was_stored_bit_by_bit(tier: Both) -> None:
+    stored(tier, range(8))
+    assert tier.found("reader", PROMPT, SALT) == HELD
+    tier.lookup.keep("reader", 0, HELD)
+    into = [40, 33, 60, 20, 21, 22, 63, 50]
+    tier.copy.load(tier.op("reader", PROMPT, SALT, into))
+    (result,) = tier.await_results(1)
+    assert (result.ok, result.kind, result.tokens) == (True, "load", HELD)
+    assert same(bits(tier.caches, range(8)), bits(tier.caches, into))
+    tier.lookup.end("reader")
+    assert tier.unlocked()
+
+
+def test_chunk_by_chunk_stores_make_one_prompt(tier: Both) -> None:
+    for number in range(4):
+        blocks = range(2 * number, 2 * number + 2)
+        tier.copy.store(tier.op("writer", PROMPT, SALT, blocks, start=CHUNK * number))
+    results = tier.await_results(4)
+    assert [r.ok for r in results] == [True] * 4
+    assert len({r.op_id for r in results}) == 4
+    assert tier.found("reader", PROMPT, SALT) == HELD
+    tier.lookup.end("reader")
+    assert tier.unlocked()
+
+
+def test_another_salt_holds_nothing(tier: Both) -> None:
+    stored(tier, range(8))
+    assert tier.found("stranger", PROMPT, OTHER) == 0
+    assert tier.found("saltless", PROMPT, "") == 0
+
+
+def test_a_prompt_that_differs_holds_only_what_is_equal(tier: Both) -> None:
+    stored(tier, range(8))
+    assert tier.found("near", [*PROMPT[:130], 1, *PROMPT[131:]], SALT) == 128
+    assert tier.found("short", PROMPT[:63], SALT) == 0
+    assert tier.found("exact", PROMPT[:128], SALT) == 128
+    for request in ("near", "short", "exact"):
+        tier.lookup.end(request)
+    assert tier.unlocked()
+
+
+def test_skipped_blocks_stay_as_they_are(tier: Both) -> None:
+    stored(tier, range(8))
+    assert tier.found("reader", PROMPT, SALT) == HELD
+    tier.lookup.keep("reader", CHUNK + BLOCK_SIZE, HELD)
+    into = range(20, 26)
+    before = bits(tier.caches, [20])
+    op = tier.op("reader", PROMPT, SALT, into, start=CHUNK, skip=BLOCK_SIZE)
+    tier.copy.load(op)
+    assert tier.await_results(1)[0].ok
+    assert same(before, bits(tier.caches, [20]))
+    assert same(bits(tier.caches, range(3, 8)), bits(tier.caches, range(21, 26)))
+    tier.lookup.end("reader")
+    assert tier.unlocked()
+
+
+def test_what_is_not_kept_is_unlocked(tier: Both) -> None:
+    stored(tier, range(8))
+    assert tier.found("reader", PROMPT, SALT) == HELD
+    tier.lookup.keep("reader", 0, 0)
+    assert tier.unlocked()
+    tier.lookup.end("reader")
+    tier.lookup.end("reader")
+    assert tier.lookup.poll("reader") == 0
+    assert tier.unlocked()
+
+
+def test_two_requests_hold_the_same_chunks_independently(tier: Both) -> None:
+    stored(tier, range(8))
+    assert tier.found("one", PROMPT, SALT) == tier.found("two", PROMPT, SALT) == HELD
+    tier.lookup.end("one")
+    tier.lookup.keep("two", 0, HELD)
+    tier.copy.load(tier.op("two", PROMPT, SALT, range(30, 38)))
+    assert tier.await_results(1)[0].ok
+    assert same(bits(tier.caches, range(8)), bits(tier.caches, range(30, 38)))
+    assert tier.unlocked()
+
+
+def test_a_withdrawn_request_gets_every_result_once_and_leaves_no_lock(tier: Both) -> None:
+    stored(tier, range(8))
+    assert tier.found("reader", PROMPT, SALT) == HELD
+    tier.lookup.keep("reader", 0, HELD)
+    ops = [tier.op("reader", PROMPT, SALT, range(8, 16)) for _ in range(20)]
+    load = tier.op("reader", PROMPT, SALT, range(30, 38))
+    tier.copy.load(load)
+    for op in ops:
+        tier.copy.store(op)
+    tier.copy.withdraw("reader")
+    after = bits(tier.caches, range(30, 38))
+    results = tier.await_results(21)
+    assert sorted(r.op_id for r in results) == sorted(op.op for op in [load, *ops])
+    assert same(after, bits(tier.caches, range(30, 38)))
+    tier.lookup.end("reader")
+    assert tier.unlocked()
+    assert tier.copy.drain() == []
+
+
+def test_the_same_request_may_come_again(tier: Both) -> None:
+    stored(tier, range(8))
+    for _ in range(3):
+        assert tier.found("again", PROMPT, SALT) == HELD
+        tier.lookup.end("again")
+    assert tier.found("again", PROMPT[::-1], SALT) == 0
+    tier.lookup.end("again")
+    assert tier.unlocked()
+
+
+def test_a_second_start_changes_nothing(tier: Both) -> None:
+    stored(tier, range(8))
+    tier.lookup.start(TierKey("reader", PROMPT, SALT))
+    assert tier.found("reader", PROMPT, SALT) == HELD
+    tier.lookup.end("reader")
+    assert tier.unlocked()
