@@ -73,8 +73,7 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
                 following.cancel()
                 await asyncio.wait({following})
 
-    body_bytes = config.proxy.body_mib << 20
-    return create(Api(pipeline, Keyring(config.tenants), metrics, body_bytes), lifespan)
+    return create(Api(pipeline, Keyring(config.tenants), metrics, config.proxy), lifespan)
 
 
 def serve(config: ClusterConfig, run_dir: Path, state_dir: Path) -> None:

@@ -13,32 +13,38 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from kvstore.cluster import Tenant
+from kvstore.cluster import Proxy, Tenant
 from kvstore.errors import ApiError
 from proxy import faults
 from proxy.dispatch import Call
 from proxy.identity import Keyring
-from proxy.metrics import CONTENT_TYPE, Metrics, Story
+from proxy.loads import Places
+from proxy.metrics import CLIENT_GONE, CONTENT_TYPE, Metrics, Story
 from proxy.pipeline import Answer, Pipeline
 from proxy.requests import Route
 
 log = logging.getLogger("kvferry.proxy")
 
+BODY_SECONDS = 30.0
+"""How long a client may take to send its body."""
+
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 class Api:
-    """What the routes share. ``body_bytes`` is the longest request body accepted."""
+    """What the routes share. ``limits`` bound bodies, and how many are read at once."""
 
     def __init__(
-        self, pipeline: Pipeline, keyring: Keyring, metrics: Metrics, body_bytes: int
+        self, pipeline: Pipeline, keyring: Keyring, metrics: Metrics, limits: Proxy
     ) -> None:
         self._pipeline = pipeline
         self._keyring = keyring
         self._metrics = metrics
-        self._body_bytes = body_bytes
+        self._body_bytes = limits.body_mib << 20
+        self._reading = Places(limits.max_requests)
         self._since = int(time.time())
 
     async def generate(self, route: Route, request: Request) -> Response:
@@ -46,7 +52,8 @@ class Api:
         request_id = secrets.token_hex(16)
         try:
             tenant = self._tenant(request)
-            body = await self._body(request)
+            with self._reading.one():
+                body = await self._body(request)
         except ApiError as error:
             story = Story(request_id, "", route, time.monotonic())
             story.status, story.reason = error.status, error.code or ""
@@ -104,6 +111,15 @@ class Api:
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._body_bytes:
             raise self._too_large()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self._whole(request)
+        except TimeoutError:
+            raise ApiError(408, "The body took too long.", code="request_timeout") from None
+        except ClientDisconnect:
+            raise ApiError(CLIENT_GONE, "The client left.", code="client_gone") from None
+
+    async def _whole(self, request: Request) -> bytes:
         parts: list[bytes] = []
         size = 0
         async for part in request.stream():
@@ -232,7 +248,7 @@ def refusal(error: ApiError, request_id: str) -> Response:
         headers["retry-after"] = str(error.retry_after)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.status == 413:
+    if error.status in {408, 413}:
         headers["connection"] = "close"  # the rest of the body is not read
     return Response(faults.body(error), error.status, headers, "application/json")
 

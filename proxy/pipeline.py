@@ -24,7 +24,7 @@ from proxy import faults, requests, steering, usage
 from proxy.dispatch import Call, Dispatch, Job, Sent
 from proxy.flight import Flight
 from proxy.identity import Scope, salt
-from proxy.loads import Loads
+from proxy.loads import Loads, Places
 from proxy.metrics import Metrics, Story
 from proxy.render import render
 from proxy.requests import ClientRequest
@@ -79,7 +79,7 @@ class Pipeline:
         self._metrics = metrics
         self._clock = clock
         self._dispatch = Dispatch(upstream, settings.ship, metrics, self._spare)
-        self._admitted = 0
+        self._places = Places(settings.proxy.max_requests)
         self.loads = Loads()
 
     def live(self, role: Role) -> list[Announce]:
@@ -98,12 +98,10 @@ class Pipeline:
         seconds = self._settings.proxy.request_seconds
         flight = Flight(self.loads)
         self._metrics.began()
-        self._admitted += 1
         try:
-            if self._admitted > self._settings.proxy.max_requests:
-                raise faults.overloaded("Too many requests at once.")
-            async with asyncio.timeout(seconds):
-                yield await self._begin(call, flight, story)
+            with self._places.one():
+                async with asyncio.timeout(seconds):
+                    yield await self._begin(call, flight, story)
             story.status = 200
         except TimeoutError:
             story.status = 504
@@ -116,7 +114,6 @@ class Pipeline:
             story.reason = story.reason or error.code or ""
             raise
         finally:
-            self._admitted -= 1
             self._metrics.ended(story, self._clock())
             await flight.release()
 
@@ -140,7 +137,8 @@ class Pipeline:
         story.decode = sent.decode.worker
         if sent.reply.status != 200:
             raise faults.from_worker(sent.reply.status, await sent.reply.body())
-        story.first_token = self._clock()
+        if request.stream:
+            story.first_token = self._clock()
         story.path, story.reason = sent.path, sent.reason
         return await self._deliver(job.request, sent, flight, story)
 

@@ -311,7 +311,7 @@ async def stage(
             Tenant(name=name, keys_sha256=(hashlib.sha256(key.encode()).hexdigest(),))
             for name, key in KEYS.items()
         ]
-        api = Api(pipeline, Keyring(tenants), metrics, proxy.body_mib << 20)
+        api = Api(pipeline, Keyring(tenants), metrics, proxy)
 
         @asynccontextmanager
         async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -12,6 +12,8 @@ import openai
 import pytest
 from proxy_fakes import MODEL, Stage, chat, completion, events, run, stage, until
 
+from proxy import app
+
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -125,6 +127,25 @@ def test_body_limit(tmp_path: Path) -> None:
             url = s.url + "/v1/completions"
             async with s.session.post(url, data=pieces(), headers=headers) as reply:
                 assert reply.status == 413
+
+    run(scenario)
+
+
+def test_a_body_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+
+            async def never() -> Any:
+                yield b"{"
+                await asyncio.Event().wait()
+
+            headers = {"authorization": "Bearer key-of-alice"}
+            url = s.url + "/v1/completions"
+            async with s.session.post(url, data=never(), headers=headers) as reply:
+                assert reply.status == 408
+            await s.counted('status="408"')
 
     run(scenario)
 
