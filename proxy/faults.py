@@ -12,6 +12,7 @@ from proxy.wire import decoded
 
 RETRY_SECONDS = 1
 _MESSAGE_CHARS = 2000
+_PARAMETER = re.compile(r"\s*\(parameter=[^()]*\)\Z")  # said again in the error's "param"
 _TOO_LONG = re.compile(r"maximum\s+(?:model\s+)?context\s+length", re.IGNORECASE)
 
 
@@ -81,6 +82,7 @@ def from_worker(status: int, raw: bytes) -> ApiError:
     """
     fields = _error_fields(raw)
     message = str(fields.get("message") or f"The worker answered {status}.")[:_MESSAGE_CHARS]
+    message = _PARAMETER.sub("", message)
     if status == 501:
         return ApiError(501, message, kind="server_error", code="not_implemented")
     if not 400 <= status < 500:

@@ -121,6 +121,12 @@ def test_whatever_a_worker_says_becomes_an_error(status: int, raw: bytes) -> Non
     assert set(shape) == {"message", "type", "param", "code"}
 
 
+def test_a_message_does_not_repeat_its_parameter() -> None:
+    fields = {"message": "bad n. (parameter=n, value=7)", "param": "n", "code": 400}
+    error = faults.from_worker(400, msgspec.json.encode({"error": fields}))
+    assert (str(error), error.param) == ("bad n.", "n")
+
+
 @given(st.binary(max_size=60))
 def test_only_an_error_event_is_one(raw: bytes) -> None:
     assert faults.in_event(b"data: " + raw) is None or raw.lstrip().startswith(b'{"error"')
