@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import pydoc_data.topics
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -26,6 +26,13 @@ class Prompt:
 
     text: str
     tokens: int
+
+
+class PromptSource(Protocol):
+    """Makes prompts of an exact length."""
+
+    def make(self, tokens: int, source: random.Random) -> Prompt:
+        """A prompt of exactly ``tokens`` tokens. Raises ValueError if none could be found."""
 
 
 class Prompts:
@@ -75,8 +82,3 @@ def spread_lengths(shortest: int, longest: int, count: int) -> list[int]:
     step = math.log(longest / shortest) / (count - 1)
     inner = [round(shortest * math.exp(step * index)) for index in range(1, count - 1)]
     return [shortest, *inner, longest]
-
-
-def drawn(prompts: Prompts, lengths: Sequence[int], source: random.Random) -> list[Prompt]:
-    """One prompt of each length."""
-    return [prompts.make(length, source) for length in lengths]

@@ -18,7 +18,7 @@ from bench.first_light.turn import Turn
 from bench.first_light.workload import Workload
 from bench.launchers.system import System
 from bench.processes import StartFailed
-from bench.prompts import Prompts
+from bench.prompts import PromptSource
 
 AnyPart = Part[Any]
 Say = Callable[[str], None]
@@ -98,7 +98,7 @@ class Runner:
     """Runs phases, one system up at a time."""
 
     def __init__(
-        self, build: Build, prompts: Prompts, seed: str, workload: Workload, say: Say
+        self, build: Build, prompts: PromptSource, seed: str, workload: Workload, say: Say
     ) -> None:
         self._build = build
         self._prompts = prompts

@@ -15,7 +15,7 @@ from bench.client import RequestFailed, Timeline
 from bench.counters import CacheCounters
 from bench.first_light.workload import Workload
 from bench.launchers.system import MODEL_NAME, System
-from bench.prompts import Prompt, Prompts
+from bench.prompts import Prompt, PromptSource
 
 PATH_HEADER = "x-kvferry-path"
 
@@ -58,7 +58,7 @@ class Turn:
     system of a round is asked the same; ``part`` keeps the parts' prompts apart."""
 
     def __init__(
-        self, system: System, number: int, seed: str, workload: Workload, prompts: Prompts
+        self, system: System, number: int, seed: str, workload: Workload, prompts: PromptSource
     ) -> None:
         self.system = system
         self.number = number

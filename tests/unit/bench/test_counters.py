@@ -17,15 +17,15 @@ python_info{version="3.11"} 1.0
 """
 
 
-def test_reads_what_an_engine_counts():
+def test_reads_what_an_engine_counts() -> None:
     assert parse(PAGE) == CacheCounters(2500, 2496, 4, 3, 0.25, 1456, 32)
 
 
-def test_counts_are_differences_and_levels_are_not():
+def test_counts_are_differences_and_levels_are_not() -> None:
     later = CacheCounters(5000, 2496, 10, 9, 0.5, 1456, 32)
     assert later.since(parse(PAGE)) == CacheCounters(2500, 0, 6, 6, 0.5, 1456, 32)
 
 
-def test_another_page_is_refused():
+def test_another_page_is_refused() -> None:
     with pytest.raises(ValueError, match="not the metrics page"):
         parse("up 1\n")

@@ -11,7 +11,7 @@ from bench.prompts import Prompts, spread_lengths
 
 
 @pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
     # One token for each character, which is exact by construction.
     alphabet = {chr(code): code for code in range(256)}
     tokenizer = Tokenizer(models.WordLevel(alphabet, unk_token="?"))
@@ -22,13 +22,17 @@ def prompts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-def test_a_text_that_cannot_be_exact_is_refused_not_bent(prompts, tokens, monkeypatch):
+def test_a_text_that_cannot_be_exact_is_refused_not_bent(
+    prompts: Prompts, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prompts, "count", lambda _text: tokens + 1)
     with pytest.raises(ValueError, match=f"exactly {tokens} tokens"):
         prompts.make(tokens, random.Random(1))
 
 
-def test_the_same_seed_gives_the_same_prompts_and_another_one_others(prompts, monkeypatch):
+def test_the_same_seed_gives_the_same_prompts_and_another_one_others(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prompts, "count", lambda _text: 40)
     first, again = (prompts.make(40, random.Random("a")) for _ in range(2))
     assert first == again
@@ -38,7 +42,7 @@ def test_the_same_seed_gives_the_same_prompts_and_another_one_others(prompts, mo
 
 
 @given(st.integers(1, 50), st.integers(0, 5000), st.integers(2, 200))
-def test_lengths_spread_from_end_to_end(shortest, more, count):
+def test_lengths_spread_from_end_to_end(shortest: int, more: int, count: int) -> None:
     lengths = spread_lengths(shortest, shortest + more, count)
     assert len(lengths) == count
     assert (lengths[0], lengths[-1]) == (shortest, shortest + more)
