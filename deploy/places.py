@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import tomli_w
@@ -31,6 +31,8 @@ cache hit recompute up to 127 tokens."""
 LONGEST_SOCKET_PATH = 107
 _LONGEST_SOCKET_NAME = len("/prefill-999.events-replay")
 KEY_PREFIX = "kvf-"
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def resolve(config: ClusterConfig, machine: Machine, where: Homes) -> ClusterCon
         name=config.model.name or models.name_of(config.model.path),
         block_size=config.model.block_size
         or (CPU_BLOCK_SIZE if machine.device == "cpu" else GPU_BLOCK_SIZE),
+        dtype=_dtype(config.model.dtype, machine),
     )
     if config.dram.enabled and config.dram.chunk_tokens % model.block_size:
         raise ConfigError(
@@ -91,6 +94,10 @@ def resolve(config: ClusterConfig, machine: Machine, where: Homes) -> ClusterCon
         proxy=proxy,
         **_bound(config, machine),
     )
+
+
+def _dtype(wanted: Dtype, machine: Machine) -> Dtype:
+    return "float32" if wanted == "auto" and not machine.fast_bfloat16 else wanted
 
 
 def _bound(config: ClusterConfig, machine: Machine) -> dict[str, Any]:
