@@ -68,7 +68,8 @@ def require_local(config: ClusterConfig) -> None:
 
 def needed_gib(config: ClusterConfig, on_gpu: bool, weight_bytes: int) -> float:
     """Host memory this cluster needs on one machine, GiB."""
-    weights = WEIGHT_COPIES * weight_bytes / GIB
+    widened = 2.0 if config.model.dtype == "float32" else 1.0
+    weights = WEIGHT_COPIES * widened * weight_bytes / GIB
     each = {
         role: GPU_ENGINE_GIB if on_gpu else ENGINE_GIB + weights + config.workers(role).kv_gib
         for role in _ROLES

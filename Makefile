@@ -1,0 +1,59 @@
+# make up needs Python 3.11 or newer, make and pip; everything lands in .venv and the user's cache.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PEERS  := $(VENV)/.peers
+LOCK   := deploy/lock/cpu.txt
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+TORCH  := $(shell grep -o '^torch==[^ ]*' $(LOCK))
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: help install up test peers lint clean
+
+help:
+	@echo "make up       install, start everything, print the address and a key (ARGS=... for kvferry up)"
+	@echo "make install  .venv with the locked packages, and the default model"
+	@echo "make test     the whole suite"
+	@echo "make lint     format, lint, types, imports"
+	@echo "make peers    what the benchmarks compare with"
+	@echo "make clean    remove .venv"
+
+install: $(STAMP)
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "kvferry needs Python 3.11 or newer: make PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Some places offer pip a CPU build of torch; elsewhere PyTorch's own index has it.
+	$(PIP) install --quiet --no-deps '$(TORCH)' 2>$(VENV)/torch.log \
+		|| $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) '$(TORCH)' \
+		|| { cat $(VENV)/torch.log; exit 1; }
+	grep -v '^torch==' $(LOCK) > $(VENV)/rest.txt
+	$(PIP) install --quiet --no-deps -r $(VENV)/rest.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m deploy.prepare
+	touch $@
+
+up: install
+	@$(BIN)/kvferry up $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+peers: $(PEERS)
+
+$(PEERS): $(STAMP) deploy/lock/peers.txt
+	$(PIP) install --quiet --no-deps -r deploy/lock/peers.txt
+	$(BIN)/python -c 'import nixl._api'
+	touch $@
+
+clean:
+	rm -rf $(VENV)
