@@ -33,6 +33,7 @@ _LONGEST_SOCKET_NAME = len("/prefill-999.events-replay")
 KEY_PREFIX = "kvf-"
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Compile = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def resolve(config: ClusterConfig, machine: Machine, where: Homes) -> ClusterCon
         block_size=config.model.block_size
         or (CPU_BLOCK_SIZE if machine.device == "cpu" else GPU_BLOCK_SIZE),
         dtype=_dtype(config.model.dtype, machine),
+        compile=_compile(config.model.compile, machine),
     )
     if config.dram.enabled and config.dram.chunk_tokens % model.block_size:
         raise ConfigError(
@@ -94,6 +96,13 @@ def resolve(config: ClusterConfig, machine: Machine, where: Homes) -> ClusterCon
         proxy=proxy,
         **_bound(config, machine),
     )
+
+
+def _compile(wanted: Compile, machine: Machine) -> Compile:
+    """On CPU compiling wins a tenth of a decode step and costs a minute and more of every start."""
+    if wanted != "auto":
+        return wanted
+    return "off" if machine.device == "cpu" else "on"
 
 
 def _dtype(wanted: Dtype, machine: Machine) -> Dtype:

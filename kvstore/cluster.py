@@ -38,6 +38,7 @@ class Model(Section, frozen=True):
     path: str = "smollm2-135m-instruct"
     name: str = ""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     max_model_len: NotNegative = 0
     block_size: NotNegative = 0
     chunk_tokens: Positive = 512
@@ -76,7 +77,7 @@ class Ship(Section, frozen=True):
     """KV shipping between workers."""
 
     lease_seconds: Seconds = 30.0
-    deadline_seconds: Seconds = 30.0
+    deadline_seconds: Seconds = 120.0
     window_blocks: Positive = 32
     max_transfers: Positive = 256
 

@@ -80,6 +80,8 @@ def _model_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, 
     flags += ["--dtype", model.dtype]
     flags += ["--max-num-batched-tokens", str(model.chunk_tokens)]
     flags += ["--max-num-seqs", str(min(section.max_requests, model.chunk_tokens))]
+    if model.compile == "off":
+        flags.append("--enforce-eager")
     if model.max_model_len:
         flags += ["--max-model-len", str(model.max_model_len)]
     if model.tool_parser:
