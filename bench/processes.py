@@ -113,6 +113,14 @@ def label(member: psutil.Process) -> str:
     return " ".join(Path(word).name for word in words[:2])
 
 
+def group(member: psutil.Process) -> int | None:
+    """Its process group; None if it is gone."""
+    try:
+        return os.getpgid(member.pid)
+    except ProcessLookupError:
+        return None
+
+
 def resident(children: Sequence[Child]) -> dict[str, int]:
     """Resident bytes of every process of ``children``, by child, title and pid."""
     found: dict[str, int] = {}

@@ -47,7 +47,8 @@ NAMES = ("miss", "hit", "handover", "mixed", "greedy", "soak", "dram")
 REQUEST_SECONDS = 600.0
 FEWEST_ROUNDS = 3
 
-DEFAULT_MODEL = Path.home() / ".cache" / "kvferry" / "models" / "smollm2-135m-instruct"
+DEFAULT_MODEL = Path("models", "smollm2-135m-instruct")
+"""Where `make install` prepares the default model, below kvferry's folder in the user's cache."""
 
 
 class Stop(Exception):
@@ -60,7 +61,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     parser.add_argument("--only", choices=NAMES, help="run one part")
     parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least 3 count")
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model's directory")
+    parser.add_argument(
+        "--model", type=Path, default=_cache() / DEFAULT_MODEL, help="its directory"
+    )
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -75,6 +78,10 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="vary the workload"
     )
     return parser.parse_args(argv)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvferry"
 
 
 def plan(chosen: argparse.Namespace) -> list[Phase]:

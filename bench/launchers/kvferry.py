@@ -113,7 +113,7 @@ class Kvferry:
             processes.label(member)
             for child in self.children()
             for member in child.family()
-            if os.getpgid(member.pid) == group
+            if processes.group(member) == group
         ]
         os.killpg(group, signal.SIGKILL)
         return titles

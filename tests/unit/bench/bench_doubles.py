@@ -1,5 +1,6 @@
 """Stand-ins for systems under measurement."""
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from bench.client import Body, Timeline
 from bench.counters import CacheCounters
 from bench.first_light.workload import SPECIFIED
 from bench.processes import Child
+from bench.prompts import Prompt
 
 
 def timeline(**changes: Any) -> Timeline:
@@ -55,3 +57,10 @@ class FakeSystem:
 
     def children(self) -> Sequence[Child]:
         return []
+
+
+class FakePrompts:
+    """Texts of no length at all, but new ones."""
+
+    def make(self, tokens: int, source: random.Random) -> Prompt:
+        return Prompt(f"{source.random()}", tokens)

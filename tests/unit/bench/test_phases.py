@@ -13,8 +13,7 @@ from bench.first_light.phases import AnyPart, Figures, Runner, plan_rounds
 from bench.first_light.turn import Turn
 from bench.first_light.workload import SPECIFIED, BadSetting, Workload, differences, varied
 from bench.processes import StartFailed
-from bench.prompts import Prompt
-from tests.unit.bench.bench_doubles import FakeSystem, timeline
+from tests.unit.bench.bench_doubles import FakePrompts, FakeSystem, timeline
 
 
 class FakePart:
@@ -38,11 +37,6 @@ class FakePart:
 
     def judge(self, figures: ByRound[str]) -> Judgement:
         return Judgement({})
-
-
-class FakePrompts:
-    def make(self, tokens: int, source: random.Random) -> Prompt:
-        return Prompt(f"{source.random()}", tokens)
 
 
 def run(
