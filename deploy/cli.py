@@ -115,7 +115,7 @@ def _up(options: argparse.Namespace) -> int:
     machine = inspect()
     config = _resolved(_with_flags(_loaded(options), options), machine)
     checks.require_local(config)
-    with _run_folder(config) as folder:
+    with run_folder(config) as folder:
         checks.require_ports(config)
         checks.require_shared_memory(config, dram.SHARED_MEMORY)
         config = _with_model(config, tell)
@@ -148,7 +148,7 @@ async def _supervise(config: ClusterConfig, parts: list[supervisor.Part], key: s
         asyncio.get_running_loop().add_signal_handler(ending, on_signal)
     tell(
         f"starting {config.model.name}: prefill workers: {config.prefill.count}, "
-        f"decode workers: {config.decode.count} (about a minute)"
+        f"decode workers: {config.decode.count} (takes up to a minute)"
     )
     await running.run(stop, lambda: _print_welcome(config, key))
     return 130 if killed else 0
@@ -286,7 +286,7 @@ def _private_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _run_folder(config: ClusterConfig) -> Iterator[Path]:
+def run_folder(config: ClusterConfig) -> Iterator[Path]:
     """The run folder, ours alone while this lasts and empty afterwards.
 
     Raises ConfigError when another ``up`` has it.

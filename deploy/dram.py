@@ -13,11 +13,12 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is, b
 
 
 def segment(config: ClusterConfig) -> str:
-    """Name of the shared memory of this run folder's tier.
+    """Name of the shared memory of this run folder's tier. LMCache insists on how it begins.
 
-    The prefix tells a worker's keeper that the segment is not the worker's to remove.
+    By that beginning a worker's keeper knows that the segment is not the worker's to remove.
     """
-    return f"kvferry-{hashlib.sha256(config.run_dir.encode()).hexdigest()[:16]}"
+    run = hashlib.sha256(config.run_dir.encode()).hexdigest()[:16]
+    return f"lmcache_l1_pool_kvferry-{run}"
 
 
 def command(config: ClusterConfig, on_gpu: bool, verbose: bool) -> Command:
@@ -29,7 +30,7 @@ def command(config: ClusterConfig, on_gpu: bool, verbose: bool) -> Command:
     flags += ["--chunk-size", str(dram.chunk_tokens), "--eviction-policy", "LRU"]
     flags += ["--supported-transfer-mode", "auto" if on_gpu else "engine_driven"]
     flags += ["--shm-name", segment(config), "--disable-metrics"]
-    env = {**QUIET, "LMCACHE_LOG_LEVEL": "INFO" if verbose else "WARNING"}
+    env = {**QUIET, "LMCACHE_LOG_LEVEL": "INFO" if verbose else "ERROR"}
     return Command((sys.executable, "-m", "lmcache.cli.main", "server", *flags), env)
 
 

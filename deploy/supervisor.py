@@ -43,7 +43,7 @@ Tell = Callable[[str], None]
 class Part:
     """One child: how it is started and what it is doing now.
 
-    ``prepare`` runs before each start. ``quiet`` tells which of its lines are not worth showing.
+    ``prepare`` runs before each start and at the very end.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Part:
     grace: float
     prefix: str = ""
     prepare: Callable[[], None] = lambda: None
-    quiet: Callable[[str], bool] = lambda _line: False
+    quiet: Callable[[str], bool] = lambda _line: False  # tells which lines are not worth showing
     child: Child | None = None
     given_up: bool = False
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -187,6 +187,7 @@ def parts(config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool)
                 dram.command(config, on_gpu, verbose),
                 PROXY_STOP_SECONDS,
                 "dram | ",
+                quiet=_never if verbose else _is_chatter,
                 prepare=lambda: dram.remove_segment(config),
             )
         )
@@ -197,9 +198,18 @@ def parts(config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool)
             argv = (*_python(role), "--config", str(config_file), "--name", name, *loud)
             found.append(Part(name, Command(argv, {}), WORKER_STOP_SECONDS))
     proxy = Command((*_python("proxy"), "--config", str(config_file)), {})
-    hush = (lambda _line: False) if verbose else (lambda line: " INFO " in line)
-    found.append(Part("proxy", proxy, PROXY_STOP_SECONDS, "proxy | ", quiet=hush))
+    quiet = _never if verbose else _is_chatter
+    found.append(Part("proxy", proxy, PROXY_STOP_SECONDS, "proxy | ", quiet=quiet))
     return found
+
+
+def _never(_line: str) -> bool:
+    return False
+
+
+def _is_chatter(line: str) -> bool:
+    """Whether a part's line says only that all is as it should be."""
+    return line.startswith("INFO:") or " INFO " in line
 
 
 def _python(module: str) -> tuple[str, ...]:

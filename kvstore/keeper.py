@@ -32,8 +32,8 @@ PARENT_GONE = signal.SIGUSR1
 _HEARD = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, PARENT_GONE}
 _LEFTOVER_SECONDS = 2.0
 _SHARED = "/dev/shm/"  # noqa: S108 - where POSIX shared memory is, by definition
-_OWNED_BY_OTHERS = f"{_SHARED}kvferry-"
-"""Segments with this prefix have an owner outside the group (the DRAM tier)."""
+_OWNED_BY_OTHERS = f"{_SHARED}lmcache_"
+"""The DRAM tier's memory: workers map it too, and its own supervisor removes it."""
 
 
 def main(argv: list[str]) -> int:

@@ -118,7 +118,7 @@ class Worker:
     def __init__(self, job: Job, credentials: Credentials, tell: Callable[[str], None]) -> None:
         self._job = job
         self._token = {TOKEN_HEADER: credentials.http_token()}
-        self._tell = tell
+        self._tell = lambda text: tell(f"{job.name}: {text}")
         self._generation = secrets.token_hex(8)
         self._relay = Relay(
             job.announce(self._generation), job.settings(self._generation), credentials

@@ -1,0 +1,199 @@
+"""The engine's command line and environment, and what is read of its words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+import decode.engine
+import prefill.engine
+from deploy import dram
+from kvstore import cluster, launch, vitals
+from kvstore.cluster import ClusterConfig, WorkerSettings
+from kvstore.engine_facts import SETTINGS_KEY, worker_settings
+from kvstore.machine import Machine
+from kvstore.messages import Role
+from kvstore.relay import replay_endpoint
+
+CPU = Machine("cpu", (0, 1))
+
+
+def settings(config: ClusterConfig, role: Role, index: int = 0) -> WorkerSettings:
+    return WorkerSettings(
+        worker=cluster.worker_name(role, index),
+        role=role,
+        generation="abc",
+        addresses=cluster.addresses(config, Path("/run/k"), role, index),
+        state_dir="/state",
+        ship=config.ship,
+        dram=config.dram,
+        model_name="m",
+    )
+
+
+def flag(argv: tuple[str, ...], name: str) -> str:
+    return argv[argv.index(name) + 1]
+
+
+def test_both_roles_differ_in_their_connector_only() -> None:
+    config = ClusterConfig()
+    p = prefill.engine.command(config, settings(config, "prefill"), CPU, False).argv
+    d = decode.engine.command(config, settings(config, "decode"), CPU, False).argv
+    differing = {a for a, b in zip(p, d, strict=True) if a != b}
+    assert {a for a in differing if a.startswith("--")} == set()
+    for argv, name, role in (
+        (p, "PrefillConnector", "kv_producer"),
+        (d, "DecodeConnector", "kv_consumer"),
+    ):
+        transfer = json.loads(flag(argv, "--kv-transfer-config"))
+        assert (transfer["kv_connector"], transfer["kv_role"]) == (name, role)
+        assert transfer["kv_load_failure_policy"] == "recompute"
+
+
+def test_the_connector_finds_its_settings() -> None:
+    config = ClusterConfig()
+    given = settings(config, "prefill")
+    argv = prefill.engine.command(config, given, CPU, False).argv
+    extra = json.loads(flag(argv, "--kv-transfer-config"))["kv_connector_extra_config"]
+    assert launch.SETTINGS_KEY == SETTINGS_KEY
+    assert worker_settings(extra) == given
+
+
+def test_the_relay_listens_where_the_engine_publishes() -> None:
+    config = ClusterConfig()
+    given = settings(config, "decode")
+    argv = decode.engine.command(config, given, CPU, False).argv
+    events = json.loads(flag(argv, "--kv-events-config"))
+    assert events["endpoint"] == given.addresses.events
+    assert events["replay_endpoint"] == replay_endpoint(given.addresses.events)
+    assert events["endpoint"].startswith("ipc:///")
+
+
+def test_block_names_are_those_the_proxy_computes() -> None:
+    config = cluster.parse("[model]\nblock_size = 32")
+    command = decode.engine.command(config, settings(config, "decode"), CPU, False)
+    assert flag(command.argv, "--prefix-caching-hash-algo") == "sha256_cbor"
+    assert flag(command.argv, "--block-size") == "32"
+    assert command.env["VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES"] == "0"
+
+
+def test_http_goes_where_the_addresses_say() -> None:
+    ipc = ClusterConfig()
+    argv = prefill.engine.command(ipc, settings(ipc, "prefill"), CPU, False).argv
+    assert flag(argv, "--uds") == "/run/k/prefill-0.http"
+    assert "--port" not in argv
+    tcp = cluster.parse("[network]\nkind='tcp'\n[prefill]\ncount=2")
+    argv = prefill.engine.command(tcp, settings(tcp, "prefill", 1), CPU, False).argv
+    assert (flag(argv, "--host"), flag(argv, "--port")) == ("127.0.0.1", "7104")
+    assert "--uds" not in argv
+
+
+def test_nobody_is_let_in_without_the_gate() -> None:
+    config = ClusterConfig()
+    argv = prefill.engine.command(config, settings(config, "prefill"), CPU, False).argv
+    assert flag(argv, "--middleware") == "kvstore.gate.Gate"
+
+
+def test_kv_memory_is_exact_and_cores_are_the_workers_own() -> None:
+    config = cluster.parse("[prefill]\ncount=2\nkv_gib=0.75\ncores=['0','1-3']")
+    command = prefill.engine.command(config, settings(config, "prefill", 1), CPU, False)
+    assert flag(command.argv, "--kv-cache-memory-bytes") == str(805306368)
+    assert command.env["VLLM_CPU_OMP_THREADS_BIND"] == "1-3"
+    assert "CUDA_VISIBLE_DEVICES" not in command.env
+
+
+def test_gpus_are_dealt_out_to_prefill_first() -> None:
+    config = cluster.parse("[prefill]\ncount=2")
+    gpus = Machine("cuda", (0,), ("4", "5", "6"))
+    workers: list[tuple[ModuleType, Role, int]] = [
+        (prefill.engine, "prefill", 0),
+        (prefill.engine, "prefill", 1),
+        (decode.engine, "decode", 0),
+        (decode.engine, "decode", 1),
+    ]
+    seen = [
+        engine.command(config, settings(config, role, index), gpus, False).env[
+            "CUDA_VISIBLE_DEVICES"
+        ]
+        for engine, role, index in workers
+    ]
+    assert seen == ["4", "5", "6", "4"]
+
+
+def test_only_a_hub_id_may_ask_the_hub() -> None:
+    local = ClusterConfig()
+    hub = cluster.parse("[model]\npath='org/model'")
+    for config, offline in ((local, "1"), (hub, None)):
+        command = prefill.engine.command(config, settings(config, "prefill"), CPU, False)
+        assert command.env.get("HF_HUB_OFFLINE") == offline
+
+
+def test_parsers_are_passed_on_when_configured() -> None:
+    config = cluster.parse("[model]\ntool_parser='hermes'\nreasoning_parser='qwen3'")
+    argv = decode.engine.command(config, settings(config, "decode"), CPU, False).argv
+    assert "--enable-auto-tool-choice" in argv
+    assert flag(argv, "--tool-call-parser") == "hermes"
+    assert flag(argv, "--reasoning-parser") == "qwen3"
+
+
+def test_the_tier_listens_on_loopback_and_has_no_disk() -> None:
+    config = msgspec.structs.replace(ClusterConfig(), run_dir="/run/k")
+    argv = dram.command(config, False, False).argv
+    assert flag(argv, "--host") == flag(argv, "--http-host") == "127.0.0.1"
+    assert "--disable-metrics" in argv  # they would listen on every interface
+    assert flag(argv, "--shm-name").startswith("lmcache_l1_pool_")
+    assert not any("l2" in word for word in argv)
+
+
+def test_compiling_is_off_where_it_is_switched_off() -> None:
+    for text, eager in (("off", True), ("on", False)):
+        config = cluster.parse(f"[model]\ncompile = '{text}'")
+        argv = decode.engine.command(config, settings(config, "decode"), CPU, False).argv
+        assert ("--enforce-eager" in argv) is eager
+
+
+def test_two_run_folders_have_two_segments() -> None:
+    first, second = (msgspec.structs.replace(ClusterConfig(), run_dir=d) for d in ("/a", "/b"))
+    assert dram.segment(first) != dram.segment(second)
+
+
+METRICS = b"""# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{_block_size_resolved="True",block_size="32",num_gpu_blocks="1456"} 1.0
+"""
+
+
+def test_facts_are_read_off_the_running_engine() -> None:
+    models = json.dumps({"data": [{"id": "m", "max_model_len": 8192}]}).encode()
+    assert vitals.facts(models, METRICS) == vitals.Facts(8192, 32, 1456)
+
+
+@pytest.mark.parametrize(
+    "models", [b"", b"[]", b'{"data":[]}', b'{"data":[{"max_model_len":"x"}]}']
+)
+def test_missing_facts_are_zero(models: bytes) -> None:
+    assert vitals.facts(models, b"") == vitals.Facts(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ValueError: Model architectures ['FooForX'] are not supported for now. Supported: [...]",
+        "entry.py: error: unrecognized arguments: --nope",
+        "kvstore.errors.ConfigError: a model with 6 KV cache groups cannot ship KV yet",
+    ],
+)
+def test_what_cannot_get_better_is_recognised(line: str) -> None:
+    reason = vitals.hopeless(["INFO fine", f"(EngineCore pid=1) {line}"])
+    assert reason is not None
+    assert "\n" not in reason
+
+
+def test_a_chance_failure_deserves_another_try() -> None:
+    circular = "ImportError: cannot import name 'x' from partially initialized module 'y'"
+    assert vitals.hopeless([circular]) is None
+    assert vitals.last_error(["a", circular, "done"]) == circular
+    assert vitals.last_error([]) == "it said nothing"
