@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-KEEPER = Path(__file__).with_name("keeper.py")
+from kvstore import keeper
+
+KEEPER = keeper.__file__
 KILL_SECONDS = 5.0
-"""How long a keeper may take to kill its group after the grace period."""
+"""How long a keeper may take to kill its group when told to."""
 
 _CHUNK_BYTES = 65_536
 _LINE_BYTES = 16_384
@@ -39,7 +40,7 @@ class Child:
         ``grace``: seconds between asking it to end and killing it.
         """
         keeper = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(KEEPER), str(grace), str(os.getpid()), *argv),
+            *(sys.executable, "-I", "-S", KEEPER, str(grace), str(os.getpid()), *argv),
             env=env,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -68,15 +69,17 @@ class Child:
         return 128 - status if status < 0 else status
 
     async def stop(self, grace: float) -> int:
-        """Asks it to end; after ``grace`` and a little more it is killed. The exit status."""
-        if not self.ended:
-            self._keeper.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace + KILL_SECONDS):
-                return await self.wait()
-        except TimeoutError:
-            self.kill()
-            return await self.wait()
+        """Asks it to end; after ``grace`` seconds it is killed. The exit status."""
+        for request, seconds in ((signal.SIGTERM, grace), (keeper.END_NOW, KILL_SECONDS)):
+            if not self.ended:
+                self._keeper.send_signal(request)
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self.wait()
+            except TimeoutError:
+                continue
+        self.kill()
+        return await self.wait()
 
     def kill(self) -> None:
         """Kills the whole group at once; harmless when it has gone."""

@@ -9,7 +9,7 @@ group in one of three ways:
 
 - its child has ended: what is left of the group is killed;
 - SIGTERM or SIGINT: the child is asked to end and killed after the grace period;
-- its parent is gone (killed, even with SIGKILL): the group is killed at once.
+- its parent is gone (killed, even with SIGKILL) or says so: the group is killed at once.
 
 vLLM needs this: its engine core outlives a killed API server, and shared memory outlives both.
 Exits with the child's status, or 128 + signal.
@@ -27,9 +27,11 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-PARENT_GONE = signal.SIGUSR1
+END_NOW = signal.SIGUSR1
+"""Also what the kernel sends when the parent is gone."""
 
-_HEARD = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, PARENT_GONE}
+_HEARD = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, END_NOW}
+_TRACKER_SECONDS = 1.0
 _LEFTOVER_SECONDS = 2.0
 _SHARED = "/dev/shm/"  # noqa: S108 - where POSIX shared memory is, by definition
 _OWNED_BY_OTHERS = f"{_SHARED}lmcache_"
@@ -41,10 +43,12 @@ def main(argv: list[str]) -> int:
     grace, parent, program = float(argv[1]), int(argv[2]), argv[3:]
     signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, int(PARENT_GONE), 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, int(END_NOW), 0, 0, 0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.getppid() != parent:
-        return 128 + PARENT_GONE
+        return 128 + END_NOW
+    if os.getpgrp() != os.getpid():
+        os.setsid()  # or ending the group would end whoever started us
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
     child = os.posix_spawnp(program[0], program, os.environ, setsigmask=())
     return _keep(child, grace)
@@ -83,21 +87,37 @@ def _reap(child: int) -> int | None:
 
 
 def _end_group() -> None:
-    """Kills the group, the shared memory it had mapped, and waits until it is gone."""
+    """Kills the group, removes the shared memory it had mapped, and waits until it is gone.
+
+    Python's resource trackers come last: they remove, unasked, what the dead had made.
+    """
     own = os.getpgrp()
     shared = segments(own)
-    until = time.monotonic() + _LEFTOVER_SECONDS
+    began = time.monotonic()
     while members := _members(own):
+        waited = time.monotonic() - began
         for pid in members:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            if waited > _TRACKER_SECONDS or not _is_tracker(pid):
+                _kill(pid)
         _reap(0)
-        if time.monotonic() > until:
+        if waited > _LEFTOVER_SECONDS:
             break
         time.sleep(0.01)
     remove(shared)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def is_ours(group: int) -> bool:

@@ -118,7 +118,7 @@ class Worker:
     def __init__(self, job: Job, credentials: Credentials, tell: Callable[[str], None]) -> None:
         self._job = job
         self._token = {TOKEN_HEADER: credentials.http_token()}
-        self._tell = lambda text: tell(f"{job.name}: {text}")
+        self._out = tell
         self._generation = secrets.token_hex(8)
         self._relay = Relay(
             job.announce(self._generation), job.settings(self._generation), credentials
@@ -229,6 +229,9 @@ class Worker:
                 capacity_blocks=facts.capacity_blocks,
             )
         )
+
+    def _tell(self, text: str) -> None:
+        self._out(f"{self._job.name}: {text}")
 
     def _write_group(self, group: int) -> None:
         assert self._record is not None
