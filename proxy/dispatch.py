@@ -89,9 +89,8 @@ class Dispatch:
                 ship=plan.prefill.ship,
                 sender_generation=plan.prefill.generation,
             )
-            flight.prefill = asyncio.create_task(
-                self._prefill_leg(job, plan, ticket.transfer, flight), name="prefill leg"
-            )
+            leg = self._prefill_leg(job, plan, ticket.transfer, flight)
+            flight.to_prefill(asyncio.create_task(leg, name="prefill leg"))
         try:
             reply, decode, ticketed = await self._decode_leg(job, plan.decode, ticket, flight)
         finally:
@@ -138,7 +137,7 @@ class Dispatch:
         self, job: Job, plan: Disaggregated, transfer: str, flight: Flight
     ) -> PrefillEnd:
         assert job.tokens is not None
-        ticket = PrefillTicket(transfer, _milliseconds(self._ship.lease_seconds))
+        ticket = PrefillTicket(transfer, _milliseconds(self._ship.deadline_seconds))
         body = legs.prefill_body(job.model, job.tokens, job.salt, ticket)
         with flight.counted(plan.prefill):
             end = await self._prefilled(plan.prefill.http, body, job.call.request_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractContextManager, ExitStack
 
+from kvstore.clock import Clock
 from kvstore.messages import Announce
 from proxy.loads import Loads
 from proxy.upstream import Reply
@@ -18,12 +19,14 @@ class Flight:
     prefill leg no longer concerns it.
     """
 
-    def __init__(self, loads: Loads) -> None:
+    def __init__(self, loads: Loads, clock: Clock) -> None:
         self._loads = loads
+        self._clock = clock
         self._decode_counted = ExitStack()
         self._reply: Reply | None = None
         self.decode: Announce | None = None
         self.prefill: asyncio.Task[PrefillEnd] | None = None
+        self.prefill_ended: float | None = None
         self.settled = asyncio.Event()
 
     def counted(self, worker: Announce) -> AbstractContextManager[None]:
@@ -35,6 +38,11 @@ class Flight:
         self._decode_counted.close()
         self._decode_counted.enter_context(self.counted(worker))
         self.decode = worker
+
+    def to_prefill(self, leg: asyncio.Task[PrefillEnd]) -> None:
+        """The prefill leg is under way; when it ends is noted."""
+        self.prefill = leg
+        leg.add_done_callback(self._note_prefill_end)
 
     def hold(self, reply: Reply) -> None:
         """The decode leg's reply is being read."""
@@ -48,6 +56,9 @@ class Flight:
         if not self.prefill.done() or self.prefill.cancelled():
             return PrefillEnd(connected=True)
         return self.prefill.result()
+
+    def _note_prefill_end(self, _leg: asyncio.Task[PrefillEnd]) -> None:
+        self.prefill_ended = self._clock()
 
     async def drop_prefill(self) -> None:
         """Aborts the prefill leg if it still runs."""

@@ -96,7 +96,7 @@ class Pipeline:
         """
         story = Story(call.request_id, call.tenant.name, call.route, self._clock())
         seconds = self._settings.proxy.request_seconds
-        flight = Flight(self.loads)
+        flight = Flight(self.loads, self._clock)
         self._metrics.began()
         try:
             with self._places.one():
@@ -191,7 +191,7 @@ class Pipeline:
             story.account = usage.account(figures, cached)
             return usage.amended(figures, cached)
 
-        headers = {"x-kvferry-path": sent.path}
+        headers = {"x-kvferry-path": sent.path, **_timing(flight, story)}
         if not request.stream:
             fields, figures = usage.split_reply(await sent.reply.body())
             whole = usage.whole_reply(fields, await amend(figures))
@@ -205,6 +205,20 @@ class Pipeline:
 
 
 _ROLES: tuple[Role, Role] = ("prefill", "decode")
+
+
+def _timing(flight: Flight, story: Story) -> dict[str, str]:
+    """When the prefill leg ended and the first token came, as far as both are known by now.
+
+    The header is the W3C's Server-Timing: milliseconds since the request arrived.
+    """
+    moments = {"prefill": flight.prefill_ended, "first_token": story.first_token}
+    told = [
+        f"{name};dur={(at - story.began) * 1000:.1f}"
+        for name, at in moments.items()
+        if at is not None
+    ]
+    return {"server-timing": ", ".join(told)} if told else {}
 
 
 async def _cached(flight: Flight, sent: Sent, decode_cached: int) -> int:

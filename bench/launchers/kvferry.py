@@ -50,7 +50,7 @@ class Kvferry:
         self._child: Child | None = None
         self._proxy = Endpoint(
             f"http://127.0.0.1:{self._config.proxy.port}",
-            {"authorization": f"Bearer {key}", "x-kvferry-debug": "timing"},
+            {"authorization": f"Bearer {key}"},
         )
         self._workers: Mapping[str, Endpoint] = {}
 

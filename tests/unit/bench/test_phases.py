@@ -124,7 +124,7 @@ def test_a_prompt_counted_otherwise_by_the_server_is_an_error() -> None:
 
 
 def test_the_hand_over_is_the_difference_of_the_proxys_two_moments() -> None:
-    assert after_prefill_ms("prefill_done_ms=100.5,first_token_ms=131.0") == 30.5
+    assert after_prefill_ms("prefill;dur=100.5, first_token;dur=131.0") == 30.5
     with pytest.raises(MeasureFailed):
         after_prefill_ms("")
 
