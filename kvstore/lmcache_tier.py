@@ -164,7 +164,7 @@ class LMCacheLookup:
 
     def _connect(self) -> None:
         """Run errands over one connection until it is lost (TierDown) or we are closed."""
-        link = Link(self._dram.port)
+        link = Link(self._dram.port, lambda: self._closing)
         try:
             link.require_chunk(self._dram.chunk_tokens, self._attempt)
             self._go_up()

@@ -14,6 +14,8 @@ import os
 import re
 import secrets
 import stat
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +40,7 @@ Answer: TypeAlias = Any
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where POSIX shared memory has its names
 _SEGMENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _PAGE = 4096
+MOMENT_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,15 @@ class Naming:
 
 
 class Link:
-    """A connection; ``client`` is LMCache's, every method of which returns a future."""
+    """A connection; ``client`` is LMCache's, every method of which returns a future.
 
-    def __init__(self, port: int) -> None:
+    Once ``closing()`` is true an answer is awaited for a moment only, so that a server that hangs
+    does not keep us from ending.
+    """
+
+    def __init__(self, port: int, closing: Callable[[], bool] = lambda: False) -> None:
         self._port = port
+        self._closing = closing
         self._context = zmq.Context()
         # Nothing unsent may keep a process from ending: the server may be gone.
         self._context.setsockopt(zmq.LINGER, 0)
@@ -81,7 +89,10 @@ class Link:
 
     def call(self, future: Pending, seconds: float) -> Answer:
         """The answer. Raises TierDown when there is none in time (LMCache answers no failure)."""
-        if not future.wait(timeout=max(0.0, seconds)):
+        until = time.monotonic() + seconds
+        while not future.wait(timeout=max(0.0, min(MOMENT_SECONDS, until - time.monotonic()))):
+            if time.monotonic() < until and not self._closing():
+                continue
             raise TierDown(f"no answer from LMCache on port {self._port} in {seconds:.2f} s")
         if future.exception_ is not None:
             raise TierDown(f"LMCache's client failed: {type(future.exception_).__name__}")

@@ -181,7 +181,7 @@ class LMCacheCopy:
 
     def _connect(self) -> None:
         """Serve over one connection until it is lost (TierDown) or we are closed."""
-        link = Link(self._dram.port)
+        link = Link(self._dram.port, lambda: self._closing)
         try:
             link.require_chunk(self._dram.chunk_tokens, self._attempt)
             place = Registration(link, self._naming, self._scope.rank, self._chunk_bytes())

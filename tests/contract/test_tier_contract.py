@@ -10,7 +10,7 @@ from kvstore.cluster import Dram
 from kvstore.tier import TierKey
 from tests.support.lmcache_server import LMCacheServer
 from tests.support.memory_tier import MemoryCopy, MemoryLookup, MemoryStore
-from tests.support.tiers import BLOCK_SIZE, Both, bits, kv_memory, over_lmcache, same, until
+from tests.support.tiers import BLOCK_SIZE, Both, bits, kv_memory, over_lmcache, same
 
 CHUNK = 64
 PROMPT = [(7 * at) % 49_000 for at in range(300)]
@@ -38,9 +38,7 @@ def tier(request: pytest.FixtureRequest) -> Iterator[Both]:
         server = request.getfixturevalue("server")
         dram = Dram(chunk_tokens=CHUNK, port=server.port, operation_seconds=2.0)
         tier = over_lmcache(dram, server.locks)
-        assert until(lambda: tier.copy.status() == "up")
-        # The scheduler's side connects by itself: up once it answers a lookup.
-        assert until(lambda: getattr(tier.lookup, "_health", "up") == "up")
+        assert tier.ready()
     yield tier
     tier.close()
 

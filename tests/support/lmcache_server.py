@@ -25,10 +25,13 @@ def free_port() -> int:
 
 
 class LMCacheServer:
-    def __init__(self, *, chunk_tokens: int = 64, gib: float = 0.25, write_ttl: int = 3) -> None:
+    def __init__(
+        self, *, chunk_tokens: int = 64, gib: float = 0.25, write_ttl: int = 3, shared: bool = True
+    ) -> None:
         self.port, self.http_port = free_port(), free_port()
         self.chunk_tokens, self.gib, self.write_ttl = chunk_tokens, gib, write_ttl
         self.name = f"kvferry-test-{uuid.uuid4().hex[:12]}"
+        self.shared = shared
         self._running: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -36,7 +39,8 @@ class LMCacheServer:
             str(Path(sys.executable).with_name("lmcache")),
             *("server", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--http-host", "127.0.0.1", "--http-port", str(self.http_port)),
-            *("--l1-size-gb", str(self.gib), "--no-l1-use-lazy", "--shm-name", self.name),
+            *("--l1-size-gb", str(self.gib), "--no-l1-use-lazy"),
+            *("--shm-name", self.name if self.shared else ""),
             *("--chunk-size", str(self.chunk_tokens), "--eviction-policy", "LRU"),
             *("--supported-transfer-mode", "engine_driven"),
             *("--l1-write-ttl-seconds", str(self.write_ttl)),

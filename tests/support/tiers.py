@@ -92,6 +92,13 @@ class Both:
         assert until(lambda: self.lookup.poll(request) is not None)
         return self.lookup.poll(request) or 0
 
+    def ready(self, seconds: float = 10.0) -> bool:
+        """Both sides are connected."""
+        lookup = self.lookup
+        if not until(lambda: self.copy.status() == "up", seconds):
+            return False
+        return until(lambda: getattr(lookup, "_health", "up") == "up", seconds)
+
     def unlocked(self, seconds: float = 5.0) -> bool:
         return until(lambda: self.locks() == (0, 0), seconds)
 
