@@ -70,6 +70,12 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=environment.fast_dtype(),
         help="of all systems (default: what this processor computes fast)",
     )
+    parser.add_argument(
+        "--compile",
+        choices=("on", "off"),
+        default="off",
+        help="whether engines compile the model; off is kvferry's default on CPU (default: off)",
+    )
     parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=tuple(SYSTEMS))
     parser.add_argument("--seed", default=secrets.token_hex(6), help="repeats the prompts")
     parser.add_argument("--first-port", type=int, default=18300)
@@ -124,6 +130,7 @@ async def measure(
             setting = Setting(
                 model=chosen.model.resolve(),
                 dtype=dtype,
+                compiled=chosen.compile == "on",
                 environ=os.environ,
                 logs=logs,
                 scratch=folder,
@@ -165,8 +172,10 @@ async def measure(
         ],
         "seed": chosen.seed,
         "dtype": chosen.dtype,
+        "compile": chosen.compile,
         "environment": described,
         "turn_seconds": figures.turn_seconds,
+        "others_cores": figures.others_cores,
         "parts": detail,
     }
 

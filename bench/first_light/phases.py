@@ -17,6 +17,7 @@ from bench.first_light.part import MeasureFailed, Part
 from bench.first_light.turn import Turn
 from bench.first_light.workload import Workload
 from bench.launchers.system import System
+from bench.noise import NOISY_CORES, CpuWatch
 from bench.processes import StartFailed
 from bench.prompts import PromptSource
 
@@ -66,6 +67,7 @@ class Figures:
     taken: dict[str, dict[str, dict[int, Any]]] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
     turn_seconds: list[dict[str, object]] = field(default_factory=list)
+    others_cores: dict[str, float] = field(default_factory=dict)
 
     def keep(self, part: str, system: str, number: int, figure: object) -> None:
         """Store one figure."""
@@ -136,15 +138,19 @@ class Runner:
         turn = Turn(system, plan.number, f"{self._seed}/{dtype}", self._workload, self._prompts)
         await turn.warm_up()
         for part in plan.parts:
-            began = time.monotonic()
+            began, watch = time.monotonic(), CpuWatch(system.children())
             try:
                 figure = await part.measure(turn)
             except (MeasureFailed, RequestFailed) as error:
                 self._complain(f"round {plan.number}: {part.name} on {plan.system}: {error}")
                 continue
             self.figures.keep(part.name, plan.system, plan.number, figure)
-            taken = time.monotonic() - began
-            self._say(f"round {plan.number}: {part.name} on {plan.system} took {taken:.0f} s")
+            taken, others = time.monotonic() - began, watch.others()
+            where = f"round {plan.number}: {part.name} on {plan.system}"
+            self.figures.others_cores[where] = round(others, 3)
+            self._say(f"{where} took {taken:.0f} s")
+            if others > NOISY_CORES:
+                self._complain(f"{where}: others computed on {others:.2f} cores meanwhile")
 
     def _complain(self, complaint: str) -> None:
         self.figures.complaints.append(complaint)

@@ -48,6 +48,8 @@ class Engine:
             "--enable-prompt-tokens-details",
             "--disable-access-log-for-endpoints=/health,/metrics",
         ]
+        if not setting.compiled:
+            command.append("--enforce-eager")
         if connector is not None:
             command += ["--kv-transfer-config", json.dumps(connector)]
         own = {

@@ -150,6 +150,7 @@ state_dir = "{self._state_dir}"
 path = "{setting.model}"
 name = "{MODEL_NAME}"
 dtype = "{setting.dtype}"
+compile = "{"on" if setting.compiled else "off"}"
 block_size = {setting.block_size}
 chunk_tokens = {setting.chunk_tokens}
 

@@ -22,12 +22,13 @@ MODEL_NAME = "model"
 class Setting:
     """What is the same for all systems of a run.
 
-    ``dtype`` is vLLM's; ``chunk_tokens`` its ``--max-num-batched-tokens``; ``environ`` what child
+    ``dtype`` is vLLM's; ``compiled`` is false for ``--enforce-eager``; ``chunk_tokens`` its ``--max-num-batched-tokens``; ``environ`` what child
     processes inherit; ``logs`` a folder for what they write, ``scratch`` for their sockets.
     """
 
     model: Path
     dtype: str
+    compiled: bool
     environ: Mapping[str, str]
     logs: Path
     scratch: Path
