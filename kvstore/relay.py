@@ -5,7 +5,8 @@ engine. It hears the engine on a private ipc socket; the feed is open to proxies
 missed is asked for again; what cannot be had again makes everything known doubtful, and the worker
 counts as cold rather than as warmer than it is.
 
-Not covered: an engine that publishes from several data-parallel ranks.
+Not covered: an engine that publishes from several data-parallel ranks, and one without a replay
+endpoint, whose last batches can go missing unnoticed until it publishes another.
 """
 
 from __future__ import annotations

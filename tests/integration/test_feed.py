@@ -243,7 +243,12 @@ def test_an_engine_that_replays_nothing_makes_the_worker_cold(
     async def scenario() -> None:
         async with following(feed, credentials) as directory:
             await until(lambda: generation(directory) == "g0")
-            engine.store(*range(10))
+            # Without a replay, what is published before the subscription has arrived is gone.
+            deadline = time.monotonic() + WAIT_SECONDS
+            while held(directory) != 10:
+                assert time.monotonic() < deadline, "nothing was heard"
+                engine.store(*range(10))
+                await asyncio.sleep(0.05)
             engine.lose_next()
             engine.store(0, 1)
             await until(lambda: held(directory) == 2)
