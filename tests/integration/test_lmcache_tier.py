@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kvstore.cluster import Dram
+from kvstore.errors import ConfigError
+from kvstore.lmcache_tier import namespace
 from kvstore.lmcache_tier_link import Link, Naming, Registration
 from kvstore.tier import TierKey
 from tests.support.lmcache_server import LMCacheServer
-from tests.support.tiers import Both, bits, over_lmcache, same, until
+from tests.support.tiers import BLOCK_SIZE, Both, bits, over_lmcache, same, until
 
 CHUNK = 64
 HELD = 256
@@ -339,3 +342,30 @@ def test_a_server_we_cannot_use(
         tier.copy.store(tier.op("writer", prompt(), SALT, range(8)))
         (result,) = tier.await_results(1, seconds=0.1)
         assert complaint in (result.reason or "")
+
+
+def engine_config(**changes: object) -> SimpleNamespace:
+    facts = {"revision": None, "dtype": "float32", "cache_dtype": "auto", "block_size": 32}
+    facts |= {"hf": "{}"} | changes
+    model = SimpleNamespace(
+        revision=facts["revision"],
+        dtype=facts["dtype"],
+        hf_config=SimpleNamespace(to_json_string=lambda: facts["hf"]),
+    )
+    cache = SimpleNamespace(cache_dtype=facts["cache_dtype"], block_size=facts["block_size"])
+    return SimpleNamespace(model_config=model, cache_config=cache)
+
+
+def test_the_name_given_to_lmcache_holds_what_its_key_lacks() -> None:
+    changes = [{"revision": "v2"}, {"dtype": "bfloat16"}, {"cache_dtype": "fp8"}]
+    changes += [{"block_size": 64}, {"hf": '{"layers": 2}'}]
+    names = {namespace("model", engine_config(**change)) for change in [{}, *changes]}
+    names |= {namespace("model@2", engine_config())}
+    assert len(names) == len(changes) + 2
+    assert all("@" not in name for name in names)
+    assert namespace("model", engine_config()) == namespace("model", engine_config())
+
+
+def test_chunks_must_be_whole_blocks() -> None:
+    with pytest.raises(ConfigError, match="must be a multiple of the engine's block size"):
+        over_lmcache(Dram(chunk_tokens=BLOCK_SIZE + 1), lambda: (0, 0))
