@@ -129,8 +129,13 @@ def is_ours(group: int) -> bool:
 
 
 def segments(group: int) -> set[str]:
-    """Paths of the shared memory that lives and dies with process group ``group``."""
-    return {segment for pid in _members(group) for segment in _mapped(pid)}
+    """Paths of the shared memory that lives and dies with process group ``group``.
+
+    Compared by file number: a semaphore's maker has it mapped under another, passing name.
+    """
+    numbers = {number for pid in _members(group) for number in _mapped(pid)}
+    shared = {entry.path for entry in os.scandir(_SHARED) if entry.inode() in numbers}
+    return {path for path in shared if not path.startswith(_OWNED_BY_OTHERS)}
 
 
 def remove(shared: set[str]) -> None:
@@ -157,13 +162,13 @@ def _members(group: int) -> list[int]:
     return members
 
 
-def _mapped(pid: int) -> set[str]:
+def _mapped(pid: int) -> set[int]:
+    """File numbers of what ``pid`` has mapped; a line's fifth field, before the path."""
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except OSError:
         return set()
-    paths = {line[line.index(_SHARED) :] for line in lines if _SHARED in line}
-    return {path for path in paths if not path.startswith(_OWNED_BY_OTHERS)}
+    return {int(line.split()[4]) for line in lines if _SHARED in line}
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ QUIET: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
     "LMCACHE_TRACK_USAGE": "false",
     "LMCACHE_DISABLE_BANNER": "1",
+    # A killed process leaves shared memory; that it was cleaned up after is no news.
+    "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
-"""Dependencies tell nobody about us."""
+"""Dependencies tell nobody about us, and the log only what matters."""
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,20 @@ async def test_killing_the_group_takes_the_keeper_too(tmp_path: Path) -> None:
     assert not engine.segment.exists()
 
 
+async def test_a_semaphore_is_found_by_the_one_who_made_it(tmp_path: Path) -> None:
+    program = (
+        "import multiprocessing as m, time; lock = m.get_context('spawn').Lock();"
+        "print('named', lock._semlock.name, flush=True); time.sleep(600)"
+    )
+    lines: list[str] = []
+    child = await Child.start((sys.executable, "-c", program), os.environ, 5.0, lines.append)
+    await until(lambda: bool(lines))
+    path = f"/dev/shm/sem.{lines[0].split()[1].removeprefix('/')}"
+    assert path in keeper.segments(child.group)
+    await child.stop(0.1)
+    assert not Path(path).exists()
+
+
 async def test_the_dram_tiers_memory_is_left_alone(tmp_path: Path) -> None:
     segment = Path("/dev/shm", f"lmcache_l1_pool_kvferry-test-{os.getpid()}")
     segment.write_bytes(bytes(4096))
