@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psutil
 
@@ -30,11 +30,8 @@ class CpuWatch:
 
     def others(self) -> float:
         """Cores, on average, that computed for others since this was made."""
-        seconds = max(time.monotonic() - self._began, 1e-3)
-        before = self._own
-        now = self._computed()
-        own = sum(spent - before.get(pid, 0.0) for pid, spent in now.items())
-        return max(0.0, (_busy() - self._busy - own) / seconds)
+        seconds = time.monotonic() - self._began
+        return foreign(seconds, _busy() - self._busy, self._own, self._computed())
 
     def _computed(self) -> dict[int, float]:
         """CPU seconds of every process of the system and of this one."""
@@ -47,6 +44,17 @@ class CpuWatch:
                 continue
             spent[member.pid] = times.user + times.system
         return spent
+
+
+def foreign(
+    seconds: float, busy: float, before: Mapping[int, float], after: Mapping[int, float]
+) -> float:
+    """Cores' worth of ``busy`` CPU seconds that the processes ``after`` do not account for.
+
+    ``before`` and ``after``: CPU seconds by pid; a process that is new began at zero.
+    """
+    own = sum(spent - before.get(pid, 0.0) for pid, spent in after.items())
+    return max(0.0, (busy - own) / max(seconds, 1e-3))
 
 
 def _busy() -> float:

@@ -18,11 +18,12 @@ from bench.first_light.turn import Turn
 from bench.first_light.workload import Workload
 from bench.launchers.system import System
 from bench.noise import NOISY_CORES, CpuWatch
-from bench.processes import StartFailed
+from bench.processes import Child, StartFailed
 from bench.prompts import PromptSource
 
 AnyPart = Part[Any]
 Say = Callable[[str], None]
+Watch = Callable[[Sequence[Child]], CpuWatch]
 Build = Callable[[str, str], System]
 """A system by its name and the model's dtype."""
 
@@ -100,13 +101,20 @@ class Runner:
     """Runs phases, one system up at a time."""
 
     def __init__(
-        self, build: Build, prompts: PromptSource, seed: str, workload: Workload, say: Say
+        self,
+        build: Build,
+        prompts: PromptSource,
+        seed: str,
+        workload: Workload,
+        say: Say,
+        watch: Watch = CpuWatch,
     ) -> None:
         self._build = build
         self._prompts = prompts
         self._seed = seed
         self._workload = workload
         self._say = say
+        self._watch = watch
         self.figures = Figures()
 
     async def run(self, phase: Phase) -> None:
@@ -138,7 +146,7 @@ class Runner:
         turn = Turn(system, plan.number, f"{self._seed}/{dtype}", self._workload, self._prompts)
         await turn.warm_up()
         for part in plan.parts:
-            began, watch = time.monotonic(), CpuWatch(system.children())
+            began, watch = time.monotonic(), self._watch(system.children())
             try:
                 figure = await part.measure(turn)
             except (MeasureFailed, RequestFailed) as error:

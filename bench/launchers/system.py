@@ -22,8 +22,9 @@ MODEL_NAME = "model"
 class Setting:
     """What is the same for all systems of a run.
 
-    ``dtype`` is vLLM's; ``compiled`` is false for ``--enforce-eager``; ``chunk_tokens`` its ``--max-num-batched-tokens``; ``environ`` what child
-    processes inherit; ``logs`` a folder for what they write, ``scratch`` for their sockets.
+    ``dtype`` is vLLM's; ``compiled`` is false for ``--enforce-eager``; ``chunk_tokens`` is its
+    ``--max-num-batched-tokens``; ``environ`` what child processes inherit; ``logs`` a folder for
+    what they write, ``scratch`` for their sockets.
     """
 
     model: Path

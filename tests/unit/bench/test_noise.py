@@ -1,38 +1,14 @@
 """The watch over who computes."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from bench import noise
+from bench.noise import foreign
 
 
-def times(user: float, idle: float) -> object:
-    fields = {"user": user, "system": 0.0, "idle": idle, "guest": 0.0, "guest_nice": 0.0}
-
-    class Times(tuple):
-        __slots__ = ()
-
-    row = Times(fields.values())
-    for name, value in fields.items():
-        setattr(Times, name, value)
-    return row
+def test_what_neither_system_nor_client_computed_was_others() -> None:
+    # 15 core-seconds in 10 s; pid 1 took 3 of them, pid 2 is new and took 2.
+    assert foreign(10.0, 15.0, {1: 4.0}, {1: 7.0, 2: 2.0}) == pytest.approx(1.0)
 
 
-def test_what_neither_system_nor_client_computed_was_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = iter([0.0, 10.0])
-    machine = iter([times(100.0, 100.0), times(115.0, 105.0)])
-    client = iter([1.0, 4.0])
-    monkeypatch.setattr(noise.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(noise.psutil, "cpu_times", lambda: next(machine))
-    monkeypatch.setattr(
-        noise.psutil,
-        "Process",
-        lambda pid: SimpleNamespace(
-            pid=pid, cpu_times=lambda: SimpleNamespace(user=next(client), system=0.0)
-        ),
-    )
-    # 15 core-seconds in all, 3 of them ours, over 10 seconds.
-    assert noise.CpuWatch([]).others() == pytest.approx(1.2)
+def test_coarse_clocks_make_nobody_compute_less_than_nothing() -> None:
+    assert foreign(10.0, 1.0, {}, {1: 1.01}) == 0.0

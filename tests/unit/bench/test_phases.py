@@ -12,6 +12,7 @@ from bench.first_light.parts.handover import after_prefill_ms
 from bench.first_light.phases import AnyPart, Figures, Runner, plan_rounds
 from bench.first_light.turn import Turn
 from bench.first_light.workload import SPECIFIED, BadSetting, Workload, differences, varied
+from bench.noise import CpuWatch
 from bench.processes import StartFailed
 from tests.unit.bench.bench_doubles import FakePrompts, FakeSystem, timeline
 
@@ -39,11 +40,22 @@ class FakePart:
         return Judgement({})
 
 
+class Quiet(CpuWatch):
+    def others(self) -> float:
+        return 0.0
+
+
+class Noisy(CpuWatch):
+    def others(self) -> float:
+        return 0.7
+
+
 def run(
     parts: list[AnyPart],
     systems: str,
     rounds: int = 3,
     build: type[FakeSystem] = FakeSystem,
+    watch: type[CpuWatch] = Quiet,
 ) -> tuple[Figures, list[FakeSystem]]:
     built: list[FakeSystem] = []
 
@@ -51,7 +63,7 @@ def run(
         built.append(build(name))
         return built[-1]
 
-    runner = Runner(make, FakePrompts(), "seed", SPECIFIED, lambda _line: None)
+    runner = Runner(make, FakePrompts(), "seed", SPECIFIED, lambda _line: None, watch)
     asyncio.run(runner.run(plan_rounds("float32", parts, systems, rounds, random.Random(1))))
     return runner.figures, built
 
@@ -103,6 +115,12 @@ def test_a_system_that_does_not_start_is_stopped_and_left_out() -> None:
     assert figures.taken == {}
     assert "no memory" in figures.complaints[0]
     assert built[0].events == ["stop"]
+
+
+def test_a_measurement_beside_other_work_says_so() -> None:
+    figures, _ = run([FakePart("p", "a")], "a", rounds=1, watch=Noisy)
+    assert figures.taken["p"] == {"a": {1: "a"}}
+    assert "0.70 cores" in figures.complaints[0]
 
 
 def test_prompts_are_the_same_for_every_system_of_a_round_and_new_in_the_next() -> None:
