@@ -1,0 +1,159 @@
+"""What a client sees of a whole cluster, on real engines over ipc."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from openai import OpenAI
+
+from tests.support.live_cluster import KEYS, MODEL, LiveCluster, read, until
+
+pytestmark = pytest.mark.engine
+
+Prompts = Callable[[int], list[int]]
+
+LENGTHS = [1, 31, 32, 33, 63, 64, 65, 96, 150, 512, 513, 700]
+"""Around the borders of a block (32) and of a prefill chunk (512)."""
+
+
+def test_greedy_output_is_that_of_a_single_engine(cluster: LiveCluster, prompt: Prompts) -> None:
+    for length in LENGTHS:
+        tokens = prompt(length)
+        reply = cluster.stream("red", tokens, max_tokens=24)
+        assert reply.path == ("disaggregated" if length > 32 else "decode-only"), length
+        assert reply.text == cluster.alone(tokens, f"alone-{length}", max_tokens=24), length
+        assert reply.cached == 0
+
+
+def test_caches_are_hit_by_their_tenant_and_by_nobody_else(
+    cluster: LiveCluster, prompt: Prompts
+) -> None:
+    tokens = prompt(600)
+    first = cluster.stream("red", tokens)
+    assert (first.path, first.cached) == ("disaggregated", 0)
+    cluster.forget("decode-0")
+    engine_hit = cluster.complete("red", tokens)
+    assert engine_hit.path == "disaggregated"
+    assert engine_hit.cached >= 0.9 * len(tokens)
+    cluster.forget("decode-0")
+    assert cluster.complete("blue", tokens).cached == 0
+    for worker in ("prefill-0", "decode-0"):
+        cluster.forget(worker)
+    dram_hit = cluster.stream("red", tokens)
+    assert dram_hit.cached == 512  # two whole chunks of the DRAM tier
+    assert cluster.complete("green", tokens).cached == 0
+    assert {first.text, engine_hit.text, dram_hit.text} == {first.text}
+
+
+def test_a_repeated_prompt_stays_on_decode(cluster: LiveCluster, prompt: Prompts) -> None:
+    tokens = prompt(200)
+    cluster.complete("red", tokens)
+    time.sleep(1.5)
+    again = cluster.complete("red", tokens)
+    assert (again.path, again.cached) == ("decode-only", 192)
+
+
+def test_what_cannot_be_shipped_is_served_by_decode_alone(
+    cluster: LiveCluster, prompt: Prompts
+) -> None:
+    tokens = prompt(100)
+    for fields in ({"n": 2}, {"echo": True}, {"prompt_logprobs": 1}):
+        reply = cluster.complete("blue", tokens, **fields)
+        assert (reply.status, reply.path) == (200, "decode-only"), fields
+    several = {"model": MODEL, "prompt": [tokens, tokens[:50]], "max_tokens": 4}
+    reply = cluster.post("/v1/completions", several, KEYS["blue"])
+    assert (reply.status, reply.path, len(reply.body["choices"])) == (200, "decode-only", 2)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_stops_both_legs(
+    cluster: LiveCluster, prompt: Prompts, streaming: bool
+) -> None:
+    body = {"prompt": prompt(1500), "max_tokens": 500, "stream": streaming, "ignore_eos": True}
+
+    def busy(worker: str) -> float:
+        running = cluster.metric(worker, "vllm:num_requests_running")
+        return running + cluster.metric(worker, "vllm:num_requests_waiting")
+
+    with cluster.opened("red", body):
+        until(lambda: busy("prefill-0"), 10, "prefill works")
+        until(lambda: busy("decode-0"), 10, "decode waits")
+    # One second, and a step of the engine that was under way.
+    until(lambda: not busy("prefill-0") and not busy("decode-0"), 10, "both stop")
+
+
+def test_the_openai_client(cluster: LiveCluster) -> None:
+    client = OpenAI(base_url=cluster.base_url, api_key=KEYS["blue"], max_retries=0)
+    assert [model.id for model in client.models.list()] == [MODEL]
+    question = "What is the capital of France? " + "Think of Europe, its rivers and towns. " * 8
+    whole = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": question}],
+        temperature=0,
+        max_tokens=24,
+    )
+    assert whole.usage is not None
+    assert "Paris" in (whole.choices[0].message.content or "")
+    pieces = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": question + "Now answer."}],
+            temperature=0,
+            max_tokens=24,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    assert "Paris" in text
+    assert pieces[-1].usage is not None
+    assert pieces[-1].usage.prompt_tokens_details is not None
+
+
+ERRORS = [
+    ({"prompt": "hi", "model": "no-such-model"}, 404, "no-such-model"),
+    ({"prompt": [1] * 9000, "model": MODEL}, 400, "8192"),
+    ({"prompt": "hi", "model": MODEL, "temperature": "warm"}, 400, "temperature"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "word"), ERRORS)
+def test_errors_come_in_openais_shape(
+    cluster: LiveCluster, body: dict[str, object], status: int, word: str
+) -> None:
+    reply = cluster.post("/v1/completions", body, KEYS["red"])
+    assert reply.status == status
+    assert word in reply.body["error"]["message"]
+
+
+def test_a_wrong_key_and_an_unknown_role_are_refused(cluster: LiveCluster) -> None:
+    assert cluster.post("/v1/completions", {"prompt": "hi"}, "wrong").status == 401
+    chat = {"model": MODEL, "messages": [{"role": "wizard", "content": "hi"}]}
+    reply = cluster.post("/v1/chat/completions", chat, KEYS["red"])
+    assert reply.status == 400
+    assert "wizard" in reply.body["error"]["message"]
+
+
+def test_a_client_cannot_choose_its_salt(cluster: LiveCluster, prompt: Prompts) -> None:
+    tokens = prompt(300)
+    mine = cluster.complete("red", tokens, cache_salt="shared")
+    assert mine.status == 200
+    cluster.forget("decode-0")
+    theirs = cluster.complete("blue", tokens, cache_salt="shared")
+    assert theirs.cached == 0
+
+
+def test_no_block_is_left_behind(cluster: LiveCluster, prompt: Prompts) -> None:
+    with cluster.opened("red", {"prompt": prompt(400), "max_tokens": 4, "stream": True}) as client:
+        read(client.getresponse())
+
+    def held() -> float:
+        usage = [
+            cluster.metric(worker, "vllm:kv_cache_usage_perc")
+            for worker in ("prefill-0", "decode-0")
+        ]
+        return sum(usage)
+
+    until(lambda: held() == 0, 10, "no engine holds a block")
