@@ -345,7 +345,12 @@ def test_a_server_we_cannot_use(
 
 
 def engine_config(**changes: object) -> SimpleNamespace:
-    facts = {"revision": None, "dtype": "float32", "cache_dtype": "auto", "block_size": 32}
+    facts: dict[str, object] = {
+        "revision": None,
+        "dtype": "float32",
+        "cache_dtype": "auto",
+        "block_size": 32,
+    }
     facts |= {"hf": "{}"} | changes
     model = SimpleNamespace(
         revision=facts["revision"],
@@ -357,7 +362,11 @@ def engine_config(**changes: object) -> SimpleNamespace:
 
 
 def test_the_name_given_to_lmcache_holds_what_its_key_lacks() -> None:
-    changes = [{"revision": "v2"}, {"dtype": "bfloat16"}, {"cache_dtype": "fp8"}]
+    changes: list[dict[str, object]] = [
+        {"revision": "v2"},
+        {"dtype": "bfloat16"},
+        {"cache_dtype": "fp8"},
+    ]
     changes += [{"block_size": 64}, {"hf": '{"layers": 2}'}]
     names = {namespace("model", engine_config(**change)) for change in [{}, *changes]}
     names |= {namespace("model@2", engine_config())}
