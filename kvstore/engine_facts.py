@@ -74,7 +74,7 @@ def engine_version() -> str:
 
 def isa_of(caches: Sequence[torch.Tensor]) -> str:
     """How bytes are packed inside a page: the CPU's attention instruction set, or the device."""
-    device = caches[0].device.type
+    device: str = caches[0].device.type
     if device != "cpu":
         return device
     if torch.cpu._is_amx_tile_supported():

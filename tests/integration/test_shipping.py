@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,10 +64,11 @@ class Pair:
         return Orders(fetches=[fetch])
 
     def until_ended(self) -> tuple[set[str], set[str]]:
-        return until(lambda: (r := self.working.reports()).loaded and (r.loaded, r.failed))
+        reports = until(lambda: (r := self.working.reports()).loaded and r)
+        return reports.loaded, reports.failed
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0):  # type: ignore[no-untyped-def]
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

@@ -1,4 +1,4 @@
-"""A real cluster on this machine, started as a user starts it, and ways to look inside and break it."""
+"""A real cluster on this machine, started as a user starts it; to look inside and to break."""
 
 from __future__ import annotations
 

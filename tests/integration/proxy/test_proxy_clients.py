@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proxy_fakes import SALT_KEY, Stage, chat, completion, run, stage, until
 
 from proxy.identity import Scope, salt
 from proxy.requests import DROPPED
+from tests.support.proxy_fakes import SALT_KEY, Stage, chat, completion, run, stage, until
 
 pytestmark = pytest.mark.timeout(60)
 

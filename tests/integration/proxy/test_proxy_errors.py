@@ -10,9 +10,9 @@ from typing import Any
 
 import openai
 import pytest
-from proxy_fakes import MODEL, Stage, chat, completion, events, run, stage, until
 
 from proxy import app
+from tests.support.proxy_fakes import MODEL, Stage, chat, completion, events, run, stage, until
 
 pytestmark = pytest.mark.timeout(60)
 

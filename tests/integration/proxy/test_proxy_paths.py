@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from proxy_fakes import (
+
+from kvstore.index import Held
+from proxy.identity import Scope, salt
+from tests.support.proxy_fakes import (
     BLOCK,
     MODEL,
     PROMPT_TOKENS,
@@ -23,9 +26,6 @@ from proxy_fakes import (
     stage,
     until,
 )
-
-from kvstore.index import Held
-from proxy.identity import Scope, salt
 
 pytestmark = pytest.mark.timeout(60)
 FULL = PROMPT_TOKENS // BLOCK

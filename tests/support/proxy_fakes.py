@@ -357,7 +357,7 @@ async def _serving(app: FastAPI) -> AsyncIterator[str]:
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Waits for ``condition``; fails the test if it does not come true."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 (what is awaited knows nothing of the test)
+        while not condition():
             await asyncio.sleep(0.005)
 
 
