@@ -26,7 +26,7 @@ def command(config: ClusterConfig, on_gpu: bool, verbose: bool) -> Command:
     dram = config.dram
     flags = ["--host", "127.0.0.1", "--port", str(dram.port)]
     flags += ["--http-host", "127.0.0.1", "--http-port", str(dram.http_port)]
-    flags += ["--l1-size-gb", f"{dram.gib:g}", "--l1-init-size-gb", f"{dram.gib:g}"]
+    flags += ["--l1-size-gb", f"{dram.gib:g}"]
     # A reservation nobody fills must lapse before the server reaps its owner (120 s), because
     # reaping publishes it; and reserved memory is taken at once, so that being full shows early.
     flags += ["--l1-write-ttl-seconds", "30", "--l1-read-ttl-seconds", "60", "--no-l1-use-lazy"]

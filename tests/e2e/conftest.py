@@ -23,11 +23,9 @@ http_port = 0
 
 def _running(factory: pytest.TempPathFactory, settings: str) -> Iterator[LiveCluster]:
     cluster = LiveCluster(factory.mktemp("cluster"), settings)
-    try:
-        cluster.wait_ready()
-        yield cluster
-    finally:
-        cluster.stop()
+    cluster.wait_ready()
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture(scope="module")
