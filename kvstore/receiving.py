@@ -5,9 +5,13 @@ The life of a transfer is drawn in :mod:`kvstore.transfer`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from kvstore.messages import Blocks, Cancel, Failed, FailReason, Received
+
+GIVEN_UP = 1024
+"""Transfers remembered that were abandoned before they began."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class ReceiverCore:
         self._live: dict[bytes, _Inbound] = {}
         self._outgoing: list[tuple[str, Received | Cancel]] = []
         self._ended: list[Ended] = []
+        self._given_up: OrderedDict[bytes, None] = OrderedDict()
 
     def begin(self, reservation: Reservation, now: float) -> None:
         """Memory is reserved; blocks may come. Nothing to fetch ends it at once."""
@@ -70,6 +75,8 @@ class ReceiverCore:
         self._live[reservation.transfer] = _Inbound(reservation, now, reservation.first)
         if not reservation.block_ids:
             self._end(reservation.transfer, None, "", now)
+        elif reservation.transfer in self._given_up:
+            self.abandon(reservation.transfer, now)
 
     def accept(
         self, peer: str, message: Blocks, payload_bytes: int, now: float
@@ -123,9 +130,13 @@ class ReceiverCore:
             self._end(transfer, "peer-lost", f"lost the connection to {peer}", now)
 
     def abandon(self, transfer: bytes, now: float) -> None:
-        """Nobody will send this any more, or nobody wants it."""
+        """Nobody will send this any more, or nobody wants it; also if it has not begun yet."""
         if transfer in self._live:
             self._fail(transfer, "abandoned", "the prefill leg ended", now)
+            return
+        self._given_up[transfer] = None
+        while len(self._given_up) > GIVEN_UP:
+            self._given_up.popitem(last=False)
 
     def expire(self, now: float) -> None:
         """End every transfer whose deadline has passed."""

@@ -172,8 +172,10 @@ class Worker:
         self._loud = job.verbose
         _remove_sockets(settings)
         command = job.engine(job.config, settings, job.machine, job.verbose)
+        # Set, it would change the names vLLM gives to blocks, and no proxy would find one again.
+        inherited = {name: v for name, v in os.environ.items() if name != "PYTHONHASHSEED"}
         child = await Child.start(
-            command.argv, {**os.environ, **command.env}, STOP_SECONDS, self._hear
+            command.argv, {**inherited, **command.env}, STOP_SECONDS, self._hear
         )
         self._write_group(child.group)
         shared: set[str] = set()

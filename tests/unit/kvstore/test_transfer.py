@@ -203,6 +203,14 @@ def test_a_damaged_block_ends_the_transfer() -> None:
     assert core.accept(URI, blocks(0), BLOCK_BYTES, 1.0) is None
 
 
+def test_a_transfer_abandoned_before_it_began_ends_when_it_begins() -> None:
+    core = ReceiverCore(BLOCK_BYTES)
+    core.abandon(T, 0.0)
+    assert core.take_ended() == []
+    core.begin(reservation(), 1.0)
+    assert [end.reason for end in core.take_ended()] == ["abandoned"]
+
+
 class TransferMachine(RuleBasedStateMachine):
     """One transfer end to end. Pages hold their position; preemption gives them other ids."""
 
