@@ -59,7 +59,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.first_light", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
-    parser.add_argument("--only", choices=NAMES, help="run one part")
+    parser.add_argument(
+        "--only", choices=NAMES, action="append", help="run this part alone; may be repeated"
+    )
     parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least 3 count")
     parser.add_argument(
         "--model", type=Path, default=_cache() / DEFAULT_MODEL, help="its directory"
@@ -103,17 +105,22 @@ def plan(chosen: argparse.Namespace) -> list[Phase]:
         Soak(),
         Dram(),
     ]
-    wanted = [part for part in parts if chosen.only in (None, part.name.partition("_")[0])]
+    wanted = [part for part in parts if chosen_part(chosen, part.name.partition("_")[0])]
     phases = [plan_rounds(chosen.dtype, wanted, chosen.systems, chosen.rounds, order)]
     for dtype, part in greedy.items():
-        if dtype != chosen.dtype and chosen.only in (None, "greedy"):
+        if dtype != chosen.dtype and chosen_part(chosen, "greedy"):
             phases.append(plan_rounds(dtype, [part], chosen.systems, 1, order))
     return phases
 
 
+def chosen_part(chosen: argparse.Namespace, name: str) -> bool:
+    """Whether the part called ``name`` runs."""
+    return not chosen.only or name in chosen.only
+
+
 def bounds_of(chosen: argparse.Namespace) -> list[Bound]:
     """The bounds of the parts that run."""
-    return [bound for bound in BOUNDS if chosen.only in (None, bound.part)]
+    return [bound for bound in BOUNDS if chosen_part(chosen, bound.part)]
 
 
 async def measure(

@@ -16,6 +16,7 @@ from bench.counters import CacheCounters
 from bench.first_light.workload import Workload
 from bench.launchers.system import MODEL_NAME, System
 from bench.prompts import Prompt, PromptSource
+from bench.statistics import median
 
 PATH_HEADER = "x-kvferry-path"
 
@@ -47,6 +48,7 @@ class Sample:
         return {
             "prompt_tokens": self.prompt.tokens,
             "ttft_ms": round(self.timeline.ttft * 1000, 3),
+            "itl_ms": round(median(self.timeline.gaps) * 1000, 3) if self.timeline.gaps else None,
             "cached_tokens": self.timeline.cached_tokens,
             "path": self.path,
             "tier_counters": counts,
