@@ -88,8 +88,11 @@ class Kvferry:
 
     async def forget(self) -> None:
         """See System."""
-        await self._client.post(self._workers["decode"], "/reset_prefix_cache")
-        # The proxy steers by what the worker's relay announces; let it hear of the loss.
+        decode = self._workers["decode"]
+        await self._client.post(decode, "/reset_prefix_cache")
+        # An engine announces what it has lost with its next step, and the proxy steers by that.
+        step = {"model": self._config.model.name, "prompt": [1], "max_tokens": 1}
+        await self._client.post(decode, "/v1/completions", step)
         await asyncio.sleep(0.2)
 
     async def counters(self) -> Mapping[str, CacheCounters]:
