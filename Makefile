@@ -26,13 +26,14 @@ $(STAMP): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "kvferry needs Python 3.11 or newer: make PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing about 200 packages (3.5 GB), some minutes"
 	@# Some places offer pip a CPU build of torch; elsewhere PyTorch's own index has it.
-	$(PIP) install --quiet --no-deps '$(TORCH)' 2>$(VENV)/torch.log \
-		|| $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) '$(TORCH)' \
+	$(PIP) install -qq --no-deps '$(TORCH)' 2>$(VENV)/torch.log \
+		|| $(PIP) install -qq --no-deps --index-url $(TORCH_INDEX) '$(TORCH)' \
 		|| { cat $(VENV)/torch.log; exit 1; }
 	grep -v '^torch==' $(LOCK) > $(VENV)/rest.txt
-	$(PIP) install --quiet --no-deps -r $(VENV)/rest.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) install -qq --no-deps -r $(VENV)/rest.txt
+	$(PIP) install -qq --no-deps --no-build-isolation -e .
 	$(BIN)/python -m deploy.prepare
 	touch $@
 
@@ -51,7 +52,7 @@ lint: install
 peers: $(PEERS)
 
 $(PEERS): $(STAMP) deploy/lock/peers.txt
-	$(PIP) install --quiet --no-deps -r deploy/lock/peers.txt
+	$(PIP) install -qq --no-deps -r deploy/lock/peers.txt
 	$(BIN)/python -c 'import nixl._api'
 	touch $@
 

@@ -98,7 +98,7 @@ async def test_killing_the_group_takes_the_keeper_too(tmp_path: Path) -> None:
     assert str(engine.segment) in shared
     child.kill()
     assert await child.wait() == 128 + signal.SIGKILL
-    assert not alive(core)
+    await until(lambda: not alive(core))
     keeper.remove(shared)
     assert not engine.segment.exists()
 
