@@ -9,10 +9,11 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from bench.first_light.parts.hit import Hit
 from bench.first_light.parts.miss import Miss
 from bench.first_light.parts.mixed import Mixed
 from bench.first_light.parts.soak import Soak
-from bench.first_light.phases import AnyPart, Phase, Runner, plan_rounds
+from bench.first_light.phases import AnyPart, Figures, Phase, Runner, plan_rounds
 from bench.first_light.workload import BadSetting, Workload, differences, varied
 from bench.launchers import nixl
 from bench.launchers.kvferry import Kvferry
@@ -120,13 +121,14 @@ def chosen_part(chosen: argparse.Namespace, name: str) -> bool:
 
 def bounds_of(chosen: argparse.Namespace) -> list[Bound]:
     """The bounds of the parts that run."""
-    return [bound for bound in BOUNDS if chosen_part(chosen, bound.part)]
+    whole = Bound("total_minutes", "", "at most", TOTAL_MINUTES)
+    return [*(bound for bound in BOUNDS if chosen_part(chosen, bound.part)), whole]
 
 
 async def measure(
     chosen: argparse.Namespace, workload: Workload, phases: Sequence[Phase], folder: Path
 ) -> dict[str, Any]:
-    """Run everything; the result as it is written."""
+    """Run everything; the result as it is written. Cancelled, it tells what there is so far."""
     began = time.monotonic()
     logs = chosen.logs or folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -147,40 +149,47 @@ async def measure(
             return SYSTEMS[name](setting, client)
 
         runner = Runner(build, Prompts(chosen.model / "tokenizer.json"), chosen.seed, workload, say)
-        for phase in phases:
-            await runner.run(phase)
-    figures = runner.figures
+        try:
+            for phase in phases:
+                await runner.run(phase)
+        except asyncio.CancelledError:
+            runner.figures.complaints.append("interrupted: the rest was not measured")
+    taken = result(chosen, workload, phases, runner.figures, (time.monotonic() - began) / 60)
+    return {**taken, "environment": described}
+
+
+def result(
+    chosen: argparse.Namespace,
+    workload: Workload,
+    phases: Sequence[Phase],
+    figures: Figures,
+    minutes: float,
+) -> dict[str, Any]:
+    """Figures judged, with every setting that made them."""
     metrics: dict[str, float] = {}
     detail: dict[str, Any] = {}
     complaints = list(figures.complaints)
-    for part in {
-        part.name: part for p in phases for turn in p.turns for part in turn.parts
-    }.values():
+    turns = [(phase, turn) for phase in phases for turn in phase.turns]
+    for part in {part.name: part for _, turn in turns for part in turn.parts}.values():
         judgement = part.judge(figures.taken.get(part.name, {}))
         metrics.update(judgement.metrics)
         detail[part.name] = judgement.detail
         complaints += judgement.complaints
-    minutes = (time.monotonic() - began) / 60
     metrics["total_minutes"] = round(minutes, 2)
-    verdicts = [verdict(bound, metrics) for bound in bounds_of(chosen)]
-    verdicts.append(verdict(Bound("total_minutes", "", "at most", TOTAL_MINUTES), metrics))
     return {
         "schema": 1,
         "benchmark": "first_light",
         "metrics": metrics,
-        "verdicts": [asdict(each) for each in verdicts],
+        "verdicts": [asdict(verdict(bound, metrics)) for bound in bounds_of(chosen)],
         "complaints": complaints,
         "specified_workload": not differences(workload) and chosen.rounds >= FEWEST_ROUNDS,
         "workload": asdict(workload),
         "varied": differences(workload),
         "rounds": chosen.rounds,
-        "order": [
-            [phase.dtype, turn.number, turn.system] for phase in phases for turn in phase.turns
-        ],
+        "order": [[phase.dtype, turn.number, turn.system] for phase, turn in turns],
         "seed": chosen.seed,
         "dtype": chosen.dtype,
         "compile": chosen.compile,
-        "environment": described,
         "turn_seconds": figures.turn_seconds,
         "others_cores": figures.others_cores,
         "parts": detail,
@@ -201,6 +210,14 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
+async def interruptible(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """``work``, cancelled by Ctrl-C or SIGTERM; no process of a system is left behind."""
+    task = asyncio.ensure_future(work)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(ending, task.cancel)
+    return await task
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every bound kept; 1: one was not, or was not measured; 2: it could not run."""
     chosen = options(argv)
@@ -211,21 +228,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(chosen, phases)
         say(f"seed {chosen.seed}, {environment.cpu_model()}, {chosen.dtype}; the plan:")
         print(report.time_plan(phases, workload), file=sys.stderr, flush=True)
-        result = asyncio.run(measure(chosen, workload, phases, folder))
+        taken = asyncio.run(interruptible(measure(chosen, workload, phases, folder)))
     except (Stop, BadSetting) as error:
         print(f"first_light: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
-    chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-    verdicts = [Verdict(**each) for each in result["verdicts"]]
+    chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(taken), indent=1))
+    verdicts = [Verdict(**each) for each in taken["verdicts"]]
     print(report.table(verdicts))
-    for complaint in result["complaints"]:
+    for complaint in taken["complaints"]:
         print(f"! {complaint}")
-    if not result["specified_workload"]:
+    if not taken["specified_workload"]:
         print("This was not the specified workload: the verdicts do not count.")
     return 0 if all(each.outcome in ("PASS", "told") for each in verdicts) else 1
 
