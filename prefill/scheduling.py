@@ -32,10 +32,14 @@ log = logging.getLogger("kvferry.prefill")
 class EngineRequest(Protocol):
     """What we read of vLLM's request."""
 
-    request_id: str
-    prompt_token_ids: list[int] | None
-    cache_salt: str | None
-    kv_transfer_params: dict[str, object] | None
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def prompt_token_ids(self) -> list[int] | None: ...
+    @property
+    def cache_salt(self) -> str | None: ...
+    @property
+    def kv_transfer_params(self) -> dict[str, object] | None: ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""The scheduler half of decode: each transfer is used once, and every end is told once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from decode.scheduling import DecodeScheduling
+
+BLOCK = 4
+TICKET = {
+    "transfer": "0" * 31 + "1",
+    "ttl_ms": 2000,
+    "ship": "zmq+ipc:///p",
+    "sender_generation": "g",
+}
+
+
+@dataclass
+class Request:
+    request_id: str
+    prompt_token_ids: list[int]
+    cache_salt: str = "salt"
+    kv_transfer_params: dict[str, object] | None = None
+
+
+def scheduling(length: int = 10, ticket: object = TICKET) -> DecodeScheduling:
+    subject = DecodeScheduling(BLOCK, lambda: 100.0)
+    params: dict[str, object] | None = {"kvferry": ticket} if ticket else None
+    subject.added(Request("r", list(range(length)), kv_transfer_params=params))
+    return subject
+
+
+def test_all_that_is_not_here_is_fetched_into_the_reserved_blocks() -> None:
+    subject = scheduling()
+    assert subject.matched("r", 4) == 6
+    assert subject.matched("r", 4) == 6  # vLLM may ask again before it reserves
+    subject.allocated("r", [7, 8, 9], 6)
+    (order,) = subject.step().fetches
+    assert (order.first, order.block_ids, order.local_tokens) == (1, (8, 9), 4)
+    assert order.prompt.blocks == 3
+    assert order.deadline == 102.0
+    subject.allocated("r", [7, 8, 9], 0)  # vLLM calls again after the load
+    assert subject.step().fetches == []
+
+
+@pytest.mark.parametrize("computed", [8, 9])
+def test_a_tail_of_less_than_a_block_is_computed_and_the_sender_told(computed: int) -> None:
+    subject = scheduling()
+    assert subject.matched("r", computed) == 0
+    (order,) = subject.step().fetches
+    assert (order.first, order.block_ids) == (3, ())
+
+
+def test_a_failed_fetch_is_not_asked_for_again() -> None:
+    subject = scheduling()
+    subject.matched("r", 0)
+    subject.allocated("r", [1, 2, 3], 10)
+    subject.step()
+    subject.fetched(["r"])
+    assert subject.matched("r", 0) == 0
+    subject.finished("r")
+    orders = subject.step()
+    assert (orders.aborts, orders.fetches) == ([], [])
+
+
+def test_leaving_while_fetching_aborts() -> None:
+    subject = scheduling()
+    subject.matched("r", 0)
+    subject.allocated("r", [1, 2, 3], 10)
+    subject.step()
+    subject.finished("r")
+    assert subject.step().aborts == [bytes(15) + b"\x01"]
+
+
+def test_an_engine_that_refuses_the_load_declines_it() -> None:
+    subject = scheduling()
+    subject.matched("r", 0)
+    subject.allocated("r", [1, 2, 3], 0)  # prompt_logprobs: vLLM skips what we offered
+    (order,) = subject.step().fetches
+    assert order.block_ids == ()
+
+
+def test_leaving_before_anything_was_reserved_tells_the_sender() -> None:
+    subject = scheduling()
+    subject.finished("r")
+    (order,) = subject.step().fetches
+    assert order.block_ids == ()
+    subject.finished("r")
+    assert subject.step().fetches == []
+
+
+def test_a_transfer_is_used_once() -> None:
+    subject = scheduling()
+    subject.added(Request("again", [1] * 10, kv_transfer_params={"kvferry": TICKET}))
+    assert subject.matched("again", 0) == 0
+
+
+@pytest.mark.parametrize("ticket", [None, {"transfer": "x"}, {**TICKET, "more": 1}, 7])
+def test_no_or_a_malformed_ticket_means_computing_here(ticket: object) -> None:
+    subject = scheduling(ticket=ticket)
+    assert subject.matched("r", 0) == 0
+    subject.finished("r")
+    orders = subject.step()
+    assert (orders.aborts, orders.fetches) == ([], [])

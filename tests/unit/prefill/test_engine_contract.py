@@ -1,0 +1,271 @@
+"""Both halves of prefill against a model of vLLM's scheduler, which dies of a stray completion."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kvstore.tier import TierKey, TierOp, TierResult
+from prefill.scheduling import PrefillScheduling, Scheduled
+from prefill.shipping import Shipper
+from prefill.working import PrefillWorking
+
+BLOCK, CHUNK = 4, 8
+
+
+@dataclass
+class Request:
+    """vLLM's view of a request. ``ends``: how it is going to be freed, once finished."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    cache_salt: str
+    kv_transfer_params: dict[str, object] | None
+    state: str = "waiting"
+    computed: int = 0
+    block_ids: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_token_ids)
+
+
+class FakeTier:
+    """Lookups answer what they are told; copies end when they are told."""
+
+    chunk_tokens = CHUNK
+
+    def __init__(self) -> None:
+        self.answers: dict[str, int | None] = {}
+        self.ops: list[tuple[str, TierOp]] = []
+        self.results: list[TierResult] = []
+        self.locked: dict[str, bool] = {}
+
+    def start(self, key: TierKey) -> None:
+        self.locked[key.request] = True
+
+    def poll(self, request: str) -> int | None:
+        return self.answers.get(request)
+
+    def keep(self, request: str, start: int, end: int) -> None:
+        assert start % CHUNK == 0
+        assert end % CHUNK == 0
+
+    def end(self, request: str) -> None:
+        self.locked.pop(request, None)
+
+    def store(self, op: TierOp) -> None:
+        self.ops.append(("store", op))
+
+    def load(self, op: TierOp) -> None:
+        self.ops.append(("load", op))
+
+    def withdraw(self, request: str) -> None:
+        for kind, op in [entry for entry in self.ops if entry[1].request == request]:
+            self.finish(kind, op, ok=False)
+
+    def finish(self, kind: str, op: TierOp, *, ok: bool) -> None:
+        self.ops.remove((kind, op))
+        tokens = op.end - op.start if ok else 0
+        reason = None if ok else "told to fail"
+        self.results.append(TierResult(op.op, op.request, cast("Any", kind), ok, tokens, reason))
+
+    def drain(self) -> list[TierResult]:
+        results, self.results = self.results, []
+        return results
+
+    def close(self) -> None:
+        return
+
+
+class FakeShipper:
+    """Settles an opened transfer when told, or when its prompt is closed incomplete."""
+
+    def __init__(self) -> None:
+        self.open_transfers: dict[bytes, set[int]] = {}
+        self.settled: list[bytes] = []
+
+    def open(self, transfer: bytes, prompt: Any, lease_until: float) -> None:
+        assert transfer not in self.open_transfers
+        self.open_transfers[transfer] = set()
+
+    def supply(self, transfer: bytes, pages: dict[int, int]) -> None:
+        if transfer in self.open_transfers:
+            self.open_transfers[transfer] |= set(pages.values())
+
+    def withdraw(self, transfer: bytes) -> None:
+        if transfer in self.open_transfers:
+            self.open_transfers[transfer].clear()
+
+    def close(self, transfer: bytes) -> None:
+        return
+
+    def settle(self, transfer: bytes) -> None:
+        del self.open_transfers[transfer]
+        self.settled.append(transfer)
+
+    def take_settled(self) -> list[bytes]:
+        settled, self.settled = self.settled, []
+        return settled
+
+    def stop(self) -> None:
+        return
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Adds, schedules, preempts, aborts and finishes; completions come in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tier, self.shipper = FakeTier(), FakeShipper()
+        self.scheduling = PrefillScheduling(cast("Any", self.tier), BLOCK, 30.0, lambda: 0.0)
+        self.working = PrefillWorking(cast("Shipper", self.shipper), cast("Any", self.tier))
+        self.requests: dict[str, Request] = {}
+        self.next_page = 1
+        self.random = random.Random(0)
+
+    @rule(
+        length=st.integers(1, 40), shipped=st.booleans(), held=st.integers(0, 6), late=st.booleans()
+    )
+    def add(self, length: int, shipped: bool, held: int, late: bool) -> None:
+        name = f"r{len(self.requests)}"
+        ticket = {"kvferry": {"transfer": f"{len(self.requests):032x}", "ttl_ms": 1000}}
+        request = Request(name, list(range(length)), "salt", ticket if shipped else None)
+        self.requests[name] = request
+        self.tier.answers[name] = None if late else min(held * CHUNK, length // CHUNK * CHUNK)
+        self.scheduling.added(request)
+
+    @rule()
+    def lookups_are_answered(self) -> None:
+        for name, answer in self.tier.answers.items():
+            if answer is None:
+                self.tier.answers[name] = 0
+
+    @rule(tokens=st.integers(1, 16))
+    def step(self, tokens: int) -> None:
+        scheduled = []
+        for request in self.requests.values():
+            if request.state == "waiting" and not self._admit(request):
+                continue
+            if request.state == "running":
+                planned = max(1, min(tokens, request.length - request.computed))
+                item = Scheduled(request.request_id, request.computed, planned, request.block_ids)
+                scheduled.append(item)
+                request.computed += planned
+        self._run(scheduled)
+
+    @rule(data=st.data())
+    def preempt(self, data: st.DataObject) -> None:
+        request = self._pick(data, "running")
+        if request is not None:
+            request.state, request.computed, request.block_ids = "waiting", 0, []
+            self.scheduling.preempted([request.request_id])
+
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        request = self._pick(data, "running")
+        if request is not None and request.computed >= request.length:
+            self._finished(request)
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        request = self._pick(data, "waiting", "running", "loading")
+        if request is not None:
+            self._finished(request)
+
+    @rule(data=st.data(), ok=st.booleans())
+    def a_copy_ends(self, data: st.DataObject, ok: bool) -> None:
+        if self.tier.ops:
+            kind, op = data.draw(st.sampled_from(self.tier.ops))
+            self.tier.finish(kind, op, ok=ok)
+
+    @rule(data=st.data())
+    def a_transfer_ends(self, data: st.DataObject) -> None:
+        if self.shipper.open_transfers:
+            self.shipper.settle(data.draw(st.sampled_from(sorted(self.shipper.open_transfers))))
+
+    @invariant()
+    def pages_in_use_belong_to_a_live_request(self) -> None:
+        held = {page for request in self.requests.values() for page in request.block_ids}
+        used = {page for pages in self.shipper.open_transfers.values() for page in pages}
+        for _, op in self.tier.ops:
+            used |= set(op.block_ids)
+        # A withdrawal reaches the worker with the next step, before pages are written again.
+        if not any(request.state == "waiting" for request in self.requests.values()):
+            assert used <= held
+
+    def teardown(self) -> None:
+        for request in self.requests.values():
+            if request.state in {"waiting", "running", "loading"}:
+                self._finished(request)
+        for _ in range(2):
+            self._run([])
+            for kind, op in list(self.tier.ops):
+                self.tier.finish(kind, op, ok=True)
+            for transfer in list(self.shipper.open_transfers):
+                self.shipper.settle(transfer)
+            self._run([])
+        assert {request.state for request in self.requests.values()} <= {"gone"}
+        assert not self.tier.locked
+
+    def _pick(self, data: st.DataObject, *states: str) -> Request | None:
+        found = [request for request in self.requests.values() if request.state in states]
+        return data.draw(st.sampled_from(found)) if found else None
+
+    def _admit(self, request: Request) -> bool:
+        """As vLLM: a load that is asked for holds the request until it is reported."""
+        external = 0
+        if request.computed == 0:
+            answer = self.scheduling.matched(request.request_id, 0)
+            if answer is None:
+                return False
+            external = answer
+        blocks = -(-request.length // BLOCK)
+        request.block_ids = list(range(self.next_page, self.next_page + blocks))
+        self.next_page += blocks
+        self.scheduling.allocated(request.request_id, request.block_ids, external)
+        request.state = "loading" if external else "running"
+        request.computed = external
+        return True
+
+    def _finished(self, request: Request) -> None:
+        waits = self.scheduling.finished(request.request_id)
+        if request.state == "loading":
+            assert not waits
+            request.state = "finished-loading"
+        elif waits:
+            request.state = "finished-waiting"
+        else:
+            self._free(request)
+
+    def _free(self, request: Request) -> None:
+        request.state, request.block_ids = "gone", []
+
+    def _run(self, scheduled: list[Scheduled]) -> None:
+        orders = self.scheduling.step(scheduled)
+        self.working.before_forward(orders)
+        self.working.after_forward(orders)
+        reports = self.working.reports()
+        self.scheduling.loaded(reports.loaded)
+        assert reports.failed <= reports.loaded
+        for name in reports.loaded:
+            request = self.requests[name]
+            if request.state == "loading":
+                failed = name in reports.failed
+                request.state = "waiting" if failed else "running"
+                request.computed = 0 if failed else min(request.computed, request.length - 1)
+            else:
+                assert request.state == "finished-loading"
+                self._free(request)
+        for name in reports.sent:
+            assert self.requests[name].state == "finished-waiting"
+            self._free(self.requests[name])
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
