@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from kvstore import keeper
 KEEPER = keeper.__file__
 KILL_SECONDS = 5.0
 """How long a keeper may take to kill its group when told to."""
+GONE_SECONDS = 1.0
+"""How long the killed may take to disappear."""
 
 _CHUNK_BYTES = 65_536
 _LINE_BYTES = 16_384
@@ -64,8 +67,12 @@ class Child:
     async def wait(self) -> int:
         """The exit status, 128 + signal where a signal ended it. Nothing of the group is left."""
         status = await self._keeper.wait()
-        self.kill()
-        await asyncio.wait({self._pump}, timeout=1.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GONE_SECONDS):
+                while keeper.members(self.group):
+                    self.kill()
+                    await asyncio.sleep(0.01)
+        await asyncio.wait({self._pump}, timeout=GONE_SECONDS)
         return 128 - status if status < 0 else status
 
     async def stop(self, grace: float) -> int:

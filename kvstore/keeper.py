@@ -94,9 +94,9 @@ def _end_group() -> None:
     own = os.getpgrp()
     shared = segments(own)
     began = time.monotonic()
-    while members := _members(own):
+    while left := members(own):
         waited = time.monotonic() - began
-        for pid in members:
+        for pid in left:
             if waited > _TRACKER_SECONDS or not _is_tracker(pid):
                 _kill(pid)
         _reap(0)
@@ -125,7 +125,7 @@ def is_ours(group: int) -> bool:
     try:
         return Path(__file__).name.encode() in Path(f"/proc/{group}/cmdline").read_bytes()
     except FileNotFoundError:
-        return bool(_members(group))  # its number stays taken while it has members
+        return bool(members(group))  # its number stays taken while it has members
 
 
 def segments(group: int) -> set[str]:
@@ -133,7 +133,7 @@ def segments(group: int) -> set[str]:
 
     Compared by file number: a semaphore's maker has it mapped under another, passing name.
     """
-    numbers = {number for pid in _members(group) for number in _mapped(pid)}
+    numbers = {number for pid in members(group) for number in _mapped(pid)}
     shared = {entry.path for entry in os.scandir(_SHARED) if entry.inode() in numbers}
     return {path for path in shared if not path.startswith(_OWNED_BY_OTHERS)}
 
@@ -144,7 +144,7 @@ def remove(shared: set[str]) -> None:
         Path(segment).unlink(missing_ok=True)
 
 
-def _members(group: int) -> list[int]:
+def members(group: int) -> list[int]:
     """Processes of ``group`` without its keeper and without the dead that await collection.
 
     A line of ``/proc/PID/stat`` is ``pid (name) state ppid pgrp …``; the name may hold anything.

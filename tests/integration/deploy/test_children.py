@@ -82,7 +82,7 @@ async def test_what_a_killed_engine_leaves_is_removed(tmp_path: Path) -> None:
     child = await engine.start(tmp_path, "well", 5.0)
     core = int(engine.said("core"))
     (server,) = [
-        pid for pid in keeper._members(child.group) if pid != core and "engine.py" in _cmdline(pid)
+        pid for pid in keeper.members(child.group) if pid != core and "engine.py" in _cmdline(pid)
     ]
     os.kill(server, signal.SIGKILL)
     assert await child.wait() == 128 + signal.SIGKILL

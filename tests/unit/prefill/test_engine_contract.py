@@ -134,7 +134,9 @@ class EngineMachine(RuleBasedStateMachine):
     )
     def add(self, length: int, shipped: bool, held: int, late: bool) -> None:
         name = f"r{len(self.requests)}"
-        ticket = {"kvferry": {"transfer": f"{len(self.requests):032x}", "ttl_ms": 1000}}
+        ticket: dict[str, object] = {
+            "kvferry": {"transfer": f"{len(self.requests):032x}", "ttl_ms": 1000}
+        }
         request = Request(name, list(range(length)), "salt", ticket if shipped else None)
         self.requests[name] = request
         self.tier.answers[name] = None if late else min(held * CHUNK, length // CHUNK * CHUNK)
