@@ -27,7 +27,7 @@ Watch = Callable[[Sequence[Child]], CpuWatch]
 Build = Callable[[str, str], System]
 """A system by its name and the model's dtype."""
 
-START_SECONDS = 55.0
+START_SECONDS = 38.0
 STOP_SECONDS = 6.0
 """What starting and stopping a pair takes on the machine the bounds were set on."""
 

@@ -19,6 +19,8 @@ from bench.prompts import Prompt, PromptSource
 from bench.statistics import median
 
 PATH_HEADER = "x-kvferry-path"
+DISAGGREGATED = "disaggregated"
+"""What the header says when both workers took part."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ _QUIET = {
     "VLLM_SERVER_DEV_MODE": "1",
 }
 
+_RESET_SECONDS = 10.0
 _ATTEMPTS = 2
 """An engine's start fails now and then while transformers' imports race; the next one succeeds."""
 
@@ -71,7 +74,7 @@ class Engine:
 
     async def reset(self) -> None:
         """Empty its prefix cache. Raises RequestFailed."""
-        await self._client.post(self.endpoint, "/reset_prefix_cache")
+        await reset(self._client, self.endpoint)
 
     async def counters(self) -> counters.CacheCounters:
         """Its cache counters. Raises RequestFailed."""
@@ -90,6 +93,15 @@ class Engine:
         except RequestFailed:
             return False
         return True
+
+
+async def reset(client: Client, endpoint: Endpoint) -> None:
+    """Empty a vLLM server's prefix cache, as soon as no block is held. Raises RequestFailed."""
+    deadline = time.monotonic() + _RESET_SECONDS
+    while not (await client.post(endpoint, "/reset_prefix_cache")).get("success"):
+        if time.monotonic() > deadline:
+            raise RequestFailed(f"blocks are still held {_RESET_SECONDS:.0f} s after a request")
+        await asyncio.sleep(0.05)
 
 
 async def start_all(

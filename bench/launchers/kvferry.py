@@ -19,16 +19,15 @@ from typing import Any
 from bench import counters, processes
 from bench.client import Body, Client, Endpoint, RequestFailed, Timeline
 from bench.counters import CacheCounters
+from bench.launchers.engine import reset
 from bench.launchers.system import MODEL_NAME, START_SECONDS, Setting
 from bench.processes import Child, StartFailed
 from kvstore.cluster import ClusterConfig, addresses, parse, worker_name
 from kvstore.credentials import load_or_create
 from kvstore.messages import Role
 
-DISAGGREGATED = "disaggregated"
-"""What ``x-kvferry-path`` says when both workers took part."""
-
 _STOP_SECONDS = 40.0
+_HEARD_SECONDS = 1.2
 
 
 class Kvferry:
@@ -89,11 +88,11 @@ class Kvferry:
     async def forget(self) -> None:
         """See System."""
         decode = self._workers["decode"]
-        await self._client.post(decode, "/reset_prefix_cache")
+        await reset(self._client, decode)
         # An engine announces what it has lost with its next step, and the proxy steers by that.
         step = {"model": self._config.model.name, "prompt": [1], "max_tokens": 1}
         await self._client.post(decode, "/v1/completions", step)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(_HEARD_SECONDS)
 
     async def counters(self) -> Mapping[str, CacheCounters]:
         """See System."""
@@ -120,10 +119,6 @@ class Kvferry:
         ]
         os.killpg(group, signal.SIGKILL)
         return titles
-
-    def disaggregates(self, path: str) -> bool:
-        """Whether an answer's path means that both workers took part."""
-        return path == DISAGGREGATED
 
     async def tier_locks(self) -> int:
         """Objects that LMCache holds locked for reading or writing."""

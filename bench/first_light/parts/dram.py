@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from bench.first_light.part import ByRound, Judgement, MeasureFailed
 from bench.first_light.parts.miss import median_ttft, uncached_seconds
-from bench.first_light.turn import Sample, Turn
+from bench.first_light.turn import DISAGGREGATED, PATH_HEADER, Sample, Turn
 from bench.first_light.workload import Workload
 from bench.statistics import median, round_ratios
 
@@ -26,9 +26,6 @@ class Restarts(Protocol):
 
     async def kill_prefill(self) -> list[str]:
         """SIGKILL the prefill worker's processes; returns their titles."""
-
-    def disaggregates(self, path: str) -> bool:
-        """Whether the path of an answer means that both workers took part."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Dram:
         await asyncio.sleep(_STORED_SECONDS)
         began = time.monotonic()
         killed = await system.kill_prefill()
-        await _until_back(turn, system)
+        await _until_back(turn)
         seconds = time.monotonic() - began
         restored = [await _restored(turn, sample) for sample in primed]
         return Restarted(primed, restored, killed, seconds)
@@ -117,13 +114,13 @@ async def _restored(turn: Turn, primed: Sample) -> Sample:
     return sample
 
 
-async def _until_back(turn: Turn, system: Restarts) -> None:
+async def _until_back(turn: Turn) -> None:
     """Ask short prompts until one goes through both workers again."""
     source = turn.source("probe")
     deadline = time.monotonic() + RESTART_SECONDS
     while time.monotonic() < deadline:
         timeline = await turn.stream(turn.prompts.make(_PROBE_TOKENS, source), 2)
-        if system.disaggregates(timeline.headers.get("x-kvferry-path", "")):
+        if timeline.headers.get(PATH_HEADER) == DISAGGREGATED:
             return
         await asyncio.sleep(0.5)
     raise MeasureFailed(f"the prefill worker was not back after {RESTART_SECONDS:.0f} s")

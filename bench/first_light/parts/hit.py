@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bench.first_light.part import ByRound, Judgement, MeasureFailed
 from bench.first_light.parts.miss import median_ttft, uncached_seconds
-from bench.first_light.turn import Sample, Turn
+from bench.first_light.turn import DISAGGREGATED, Sample, Turn
 from bench.first_light.workload import Workload
 from bench.statistics import median, round_ratios
 
@@ -60,7 +60,17 @@ class Hit:
         if ratios:
             metrics["hit_ttft_vs_nixl"] = median(list(ratios.values()))
             detail["hit_ttft_vs_nixl"] = ratios
-        return Judgement(metrics, detail)
+        return Judgement(metrics, detail, tuple(_detours(figures)))
+
+
+def _detours(figures: ByRound[list[Sample]]) -> list[str]:
+    """Requests that did not go through both workers: true figures, but not of a hit."""
+    return [
+        f"round {number}: hit on kvferry took the path {sample.path!r}"
+        for number, samples in figures.get("kvferry", {}).items()
+        for sample in samples
+        if sample.path != DISAGGREGATED
+    ]
 
 
 def _check(system: str, sample: Sample) -> None:
