@@ -149,7 +149,7 @@ def members(group: int) -> list[int]:
 
     A line of ``/proc/PID/stat`` is ``pid (name) state ppid pgrp …``; the name may hold anything.
     """
-    members = []
+    found = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdecimal() or int(entry.name) == group:
             continue
@@ -158,8 +158,8 @@ def members(group: int) -> list[int]:
         except OSError:
             continue  # ended meanwhile
         if fields[0] != "Z" and int(fields[2]) == group:
-            members.append(int(entry.name))
-    return members
+            found.append(int(entry.name))
+    return found
 
 
 def _mapped(pid: int) -> set[int]:
