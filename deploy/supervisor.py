@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ PROXY_STOP_SECONDS = 2.0
 WORKER_STOP_SECONDS = 9.0
 USELESS = 2
 """The exit code that says: it would only end the same way again."""
+
+ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 Tell = Callable[[str], None]
 
@@ -107,21 +110,18 @@ class Supervisor:
             await tasks[0]
 
     async def _all_ready(self) -> None:
+        """Returns when the proxy knows every worker as ready: what is announced to it can be used.
+
+        Raises ConfigError after ``READY_SECONDS``.
+        """
         proxy = base_url(self._config)
-        waiting = [(proxy, "/ready")]
-        roles: tuple[Role, Role] = ("prefill", "decode")
-        for role in roles:
-            for index in range(self._config.workers(role).count):
-                places = cluster.addresses(self._config, Path(self._config.run_dir), role, index)
-                waiting.append((places.http, "/health"))
+        wanted = {role: self._config.workers(role).count for role in ROLES}
         until = time.monotonic() + READY_SECONDS
-        while waiting:
-            address, path = waiting[-1]
-            if (await probe.get(address, path, PROBE_SECONDS)).status == 200:
-                waiting.pop()
-                continue
+        while not _counts_reach(wanted, await probe.get(proxy, "/ready", PROBE_SECONDS)):
             if time.monotonic() > until:
-                raise ConfigError(f"not ready after {READY_SECONDS:g} s: {address} is silent")
+                raise ConfigError(
+                    f"not ready after {READY_SECONDS:g} s: see what {proxy}/ready says"
+                )
             await asyncio.sleep(PROBE_EVERY)
 
     async def _keep(self, part: Part) -> None:
@@ -214,3 +214,11 @@ def _is_chatter(line: str) -> bool:
 
 def _python(module: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module)
+
+
+def _counts_reach(wanted: Mapping[Role, int], answer: probe.Answer) -> bool:
+    """Whether the proxy's ``/ready`` counts at least ``wanted`` workers of each role."""
+    if answer.status != 200:
+        return False
+    counts = json.loads(answer.body)
+    return all(counts[role] >= count for role, count in wanted.items())
