@@ -134,7 +134,8 @@ class Supervisor:
             pause = None if status == USELESS else restarts.after(time.monotonic() - started)
             if pause is None:
                 part.given_up = True
-                self._tell(f"{part.name}: ended with exit code {status}, given up")
+                if status != USELESS:  # which comes with a line of its own
+                    self._tell(f"{part.name}: ended with exit code {status}, given up")
                 self._gave_up.set()
                 return
             self._tell(f"{part.name}: ended with exit code {status}, restart in {pause:g} s")

@@ -21,10 +21,7 @@ _CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 _HOPELESS = re.compile(
-    r"[^:]*are not supported for now"
-    r"|Unrecognized (?:configuration class|model)\b.*"
-    r"|The checkpoint you are trying to load has model type .* does not recognize"
-    r"|(?:KV cache is needed, which is )?larger than the available KV cache memory.*"
+    r"(?:KV cache is needed, which is )?larger than the available KV cache memory.*"
     r"|on kv cache allocation is less than requested memory.*"
     r"|User-specified max_model_len .* is greater than the derived max_model_len[^.]*"
     r"|error: (?:unrecognized arguments|argument ).*"
@@ -59,9 +56,18 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+_UNSUPPORTED = re.compile(
+    r"Model architectures \[[^]]*\] are not supported"
+    r"|model type \S+ but Transformers does not recognize"
+    r"|Unrecognized (?:configuration class|model) \S+",
+)
+
+
 def hopeless(lines: Iterable[str]) -> str | None:
     """Why an engine that said ``lines`` will never start; None if another try may help."""
     for line in lines:
+        if found := _UNSUPPORTED.search(line):
+            return f"unsupported model: {found.group(0)}"
         if found := _HOPELESS.search(line):
             return found.group(0).strip().removeprefix("ConfigError: ")
     return None

@@ -190,7 +190,8 @@ class Worker:
             self._loud = job.verbose
             await child.stop(STOP_SECONDS if ready else STARTING_STOP_SECONDS)
             keeper.remove(shared)
-            if not (ready or stop.is_set() or job.verbose):
+            unexplained = not (ready or stop.is_set() or vitals.hopeless(self._tail))
+            if unexplained and not job.verbose:
                 self._show_tail()
         return ready
 

@@ -192,6 +192,23 @@ def test_what_cannot_get_better_is_recognised(line: str) -> None:
     assert "\n" not in reason
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Value error, Model architectures ['X'] are not supported for now. Supported: dict_keys(",
+        (
+            "The checkpoint you are trying to load has model type `foo` but Transformers does not "
+            "recognize this architecture. This could be because of an issue with the checkpoint"
+        ),
+    ],
+)
+def test_an_unsupported_model_is_called_that(line: str) -> None:
+    reason = vitals.hopeless([line])
+    assert reason is not None
+    assert reason.startswith("unsupported model: ")
+    assert len(reason) < 100
+
+
 def test_a_chance_failure_deserves_another_try() -> None:
     circular = "ImportError: cannot import name 'x' from partially initialized module 'y'"
     assert vitals.hopeless([circular]) is None
