@@ -121,14 +121,16 @@ async def test_the_dram_tiers_memory_is_left_alone(tmp_path: Path) -> None:
     segment = Path("/dev/shm", f"lmcache_l1_pool_kvferry-test-{os.getpid()}")
     segment.write_bytes(bytes(4096))
     program = (
-        f"import mmap; f=open('{segment}','r+b'); m=mmap.mmap(f.fileno(), 4096);"
+        "import mmap, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"f=open('{segment}','r+b'); m=mmap.mmap(f.fileno(), 4096);"
         "print('mapped', flush=True); import time; time.sleep(600)"
     )
     lines: list[str] = []
     try:
         child = await Child.start((sys.executable, "-c", program), os.environ, 5.0, lines.append)
         await until(lambda: "mapped" in lines)
-        await child.stop(5.0)
+        assert str(segment) not in keeper.segments(child.group)
+        await child.stop(0.1)
         assert segment.exists()
     finally:
         segment.unlink()
