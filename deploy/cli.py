@@ -314,7 +314,7 @@ def _clear(config: ClusterConfig, folder: Path) -> None:
     for file in folder.glob("*.group"):
         worker.end_group(file)
     names = [cluster.worker_name(r, i) for r in _ROLES for i in range(config.workers(r).count)]
-    for name in names:
+    for name in (*names, "proxy"):
         for file in folder.glob(f"{name}.*"):
             file.unlink(missing_ok=True)
     (folder / RESOLVED).unlink(missing_ok=True)
