@@ -22,6 +22,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def anywhere(tmp_path: Path) -> tuple[str, str]:
+    """Flags for a cluster whose ports are free whatever else runs here."""
+    file = tmp_path / "anywhere.toml"
+    file.write_text("[proxy]\nport = 0\n[dram]\nport = 0\nhttp_port = 0\n")
+    return "--config", str(file)
+
+
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert cli.main(argv) == 2
     captured = capsys.readouterr()
@@ -81,19 +89,24 @@ def test_a_port_in_use_names_port_and_flag(capsys: pytest.CaptureFixture[str], h
     assert list(home.iterdir()) == []  # nothing was left behind
 
 
-def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "/no/model" in refused(capsys, "up", "--port", "0", "--model", "/no/model")
+def test_a_missing_model_is_named(
+    capsys: pytest.CaptureFixture[str], anywhere: tuple[str, str]
+) -> None:
+    assert "/no/model" in refused(capsys, "up", *anywhere, "--model", "/no/model")
 
 
 def test_too_little_memory_says_how_much(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    anywhere: tuple[str, str],
 ) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (folder / "model.safetensors").write_bytes(b"w")
     monkeypatch.setattr(checks, "available_bytes", lambda: checks.GIB)
-    line = refused(capsys, "up", "--port", "0", "--model", str(folder))
+    line = refused(capsys, "up", *anywhere, "--model", str(folder))
     assert re.search(r"need about \d+\.\d GiB, 1\.0 GiB", line)
 
 
