@@ -49,6 +49,10 @@ class DecodeMetadata(KVConnectorMetadata):
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
 
+    def anon_repr(self) -> str:
+        """What vLLM logs of it when an engine fails: never a prompt or a salt."""
+        return f"{type(self).__name__}()"
+
 
 class DecodeConnector(KVConnectorBase_V1):
     """The consumer's connector."""
@@ -86,7 +90,8 @@ class DecodeConnector(KVConnectorBase_V1):
         self._scheduling.allocated(request.request_id, ids, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> DecodeMetadata:
-        return DecodeMetadata(self._scheduling.step())
+        idle = scheduler_output.total_num_scheduled_tokens == 0
+        return DecodeMetadata(self._scheduling.step(idle))
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.fetched(connector_output.finished_recving or ())

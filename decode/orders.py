@@ -29,7 +29,11 @@ class FetchOrder:
 
 @dataclass
 class Orders:
-    """One step's orders. ``aborts`` come first: their pages may be given away in this step."""
+    """One step's orders. ``aborts`` come first: their pages may be given away in this step.
+
+    ``idle``: the engine computes nothing in this step and only waits.
+    """
 
     aborts: list[bytes] = field(default_factory=list)
     fetches: list[FetchOrder] = field(default_factory=list)
+    idle: bool = False

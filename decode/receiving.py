@@ -16,6 +16,7 @@ import xxhash
 
 from kvstore.affinity import unbind_from_core
 from kvstore.clock import Clock
+from kvstore.errors import TransferError
 from kvstore.messages import Blocks, Cancel, Outcome, Ready, Received
 from kvstore.pages import KVPages
 from kvstore.receiving import Ended, Placement, ReceiverCore, Reservation
@@ -56,7 +57,9 @@ class Receiver:
         self._outbox: dict[str, deque[Ready | Received | Cancel]] = {}
         self._done: list[Ended] = []
         self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
         self._stopping = False
+        self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="kvferry-fetch", daemon=True)
 
     def start(self) -> None:
@@ -87,13 +90,26 @@ class Receiver:
             self._core.abandon(transfer, self._clock())
         self._wire.wake()
 
-    def take_ended(self) -> list[Ended]:
-        """Transfers that ended since the last call."""
-        with self._lock:
+    def take_ended(self, wait_seconds: float = 0.0) -> list[Ended]:
+        """Transfers that ended since the last call; waits for one while any is under way.
+
+        Raises TransferError when the thread has ended: the engine must end, and start anew.
+        """
+        if self._broken is not None:
+            raise TransferError(f"the thread that fetches KV ended: {self._broken!r}")
+        with self._news:
+            if wait_seconds and not self._done and self._fetches:
+                self._news.wait(wait_seconds)
             done, self._done = self._done, []
         return done
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001 - the outermost loop; told to the engine's thread
+            self._broken = error
+
+    def _serve(self) -> None:
         unbind_from_core()
         while not self._stopping:
             received = self._receive()
@@ -176,8 +192,10 @@ class Receiver:
             if end.reason is not None:
                 log.warning("recomputing: %s (%s)", end.reason, end.detail)
             self._wire.report(self._outcome(end, fetch))
-        with self._lock:
-            self._done.extend(ended)
+        if ended:
+            with self._news:
+                self._done.extend(ended)
+                self._news.notify()
 
     def _outcome(self, end: Ended, fetch: Fetch) -> Outcome:
         received = min(

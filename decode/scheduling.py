@@ -115,9 +115,10 @@ class DecodeScheduling:
             if tracked := self._tracked.get(request):
                 tracked.stage = Stage.OVER
 
-    def step(self) -> Orders:
-        """The orders that go with the next engine step."""
+    def step(self, idle: bool = False) -> Orders:
+        """The orders that go with the next engine step; ``idle``: it computes nothing."""
         orders, self._orders = self._orders, Orders()
+        orders.idle = idle
         return orders
 
     def finished(self, request: str) -> None:

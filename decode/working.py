@@ -14,6 +14,9 @@ from kvstore.messages import PROTOCOL_VERSION, Ready
 from kvstore.receiving import Reservation
 from kvstore.transfer import ready_mac
 
+IDLE_SECONDS = 0.01
+"""Longest wait of an idle step; a new request may be held up by as much."""
+
 
 @dataclass(frozen=True)
 class Reports:
@@ -35,9 +38,11 @@ class DecodeWorking:
         self._worker, self._generation = me
         self._clock = clock
         self._requests: dict[bytes, str] = {}
+        self._patience = 0.0
 
     def before_forward(self, orders: Orders) -> None:
         """Stop what is no longer wanted, then ask for what is."""
+        self._patience = IDLE_SECONDS if orders.idle else 0.0
         for transfer in orders.aborts:
             self._receiver.abort(transfer)
         for order in orders.fetches:
@@ -46,9 +51,13 @@ class DecodeWorking:
             self._receiver.fetch(self._fetch(order))
 
     def reports(self) -> Reports:
-        """What has come to an end since the last call. Refusals of ours concern nobody."""
+        """What has come to an end since the last call. Refusals of ours concern nobody.
+
+        A step that computes nothing waits here for an end, so that an engine which only waits for
+        KV does not spin: vLLM would ask a thousand times a second.
+        """
         loaded, failed = set(), set()
-        for ended in self._receiver.take_ended():
+        for ended in self._receiver.take_ended(self._patience):
             request = self._requests.pop(ended.transfer, None)
             if request is not None:
                 loaded.add(request)

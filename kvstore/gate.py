@@ -89,9 +89,10 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            # Nothing of ours speaks anything but HTTP; a websocket would come in unasked.
             if scope["type"] == "lifespan":
                 self._open(scope)
-            await self._app(scope, receive, send)
+                await self._app(scope, receive, send)
             return
         if self._link is None:
             self._open(scope)

@@ -49,7 +49,9 @@ def main(argv: list[str]) -> int:
         return 128 + END_NOW
     if os.getpgrp() != os.getpid():
         os.setsid()  # or ending the group would end whoever started us
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
+    # A core dump would hold prompts. One byte, not none: only that stops the kernel from piping
+    # it to a program (core(5)).
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     child = os.posix_spawnp(program[0], program, os.environ, setsigmask=())
     return _keep(child, grace)
 

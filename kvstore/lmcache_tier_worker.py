@@ -172,6 +172,10 @@ class LMCacheCopy:
             self._go_down("closed")
         except Exception:
             log.exception("the DRAM tier's copying has failed for good")
+            with self._changed:
+                if self._queue.busy:
+                    self._queue.finish(ok=False, reason="its thread has failed")
+                    self._changed.notify_all()
             self._go_down("its thread has failed")
 
     def _rest(self) -> None:

@@ -33,6 +33,9 @@ class KVPages(Protocol):
 
     def scatter(self, block: int, buffer: Bytes) -> None: ...
 
+    def fence(self) -> None:
+        """Called by the engine's thread: what it has queued so far is in the pages on return."""
+
 
 def _page_views(caches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Every layer as int8 ``[blocks, page_bytes]``, sharing memory with the engine's tensor."""
@@ -73,6 +76,9 @@ class HostPages:
         """Copy ``buffer`` into the pages of block ``block``."""
         np.copyto(self._pages[:, block], buffer.reshape(self.layers, self.page_bytes))
 
+    def fence(self) -> None:
+        """See KVPages. On CPU a forward pass returns when it is done."""
+
 
 def _one_array(views: Sequence[Bytes]) -> Bytes:
     """``[layers, blocks, page_bytes]`` over the layers' memory, without a copy.
@@ -104,8 +110,7 @@ class DevicePages:
         )
 
     def gather(self, block: int, buffer: Bytes) -> None:
-        """Copy block ``block`` out of device memory, after all work queued so far."""
-        self._stream.wait_stream(torch.cuda.default_stream(self._device))
+        """Copy block ``block`` out of device memory."""
         with torch.cuda.stream(self._stream):
             for layer, view in enumerate(self._views):
                 self._staging[layer].copy_(view[block], non_blocking=True)
@@ -119,6 +124,10 @@ class DevicePages:
             for layer, view in enumerate(self._views):
                 view[block].copy_(self._staging[layer], non_blocking=True)
         self._stream.synchronize()
+
+    def fence(self) -> None:
+        """See KVPages. The engine computes on a stream of its own that only its thread knows."""
+        torch.cuda.current_stream(self._device).synchronize()
 
 
 def open_pages(caches: Sequence[torch.Tensor]) -> KVPages:

@@ -220,6 +220,11 @@ class OpQueue:
         self._stage = Stage.PREPARING
         self._abandoned = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job has been taken and not finished."""
+        return self._running is not None
+
     def __len__(self) -> int:
         return sum(map(len, self._queued.values()))
 

@@ -32,7 +32,7 @@ from kvstore.sending import SenderCore
 from kvstore.transport.wire import PrefillWire
 from prefill.orders import Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
-from prefill.shipping import Shipper
+from prefill.shipping import BUFFERS, Shipper
 from prefill.working import PrefillWorking
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class PrefillMetadata(KVConnectorMetadata):
 
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
+
+    def anon_repr(self) -> str:
+        """What vLLM logs of it when an engine fails: never a prompt or a salt."""
+        return f"{type(self).__name__}()"
 
 
 class PrefillConnector(KVConnectorBase_V1):
@@ -94,7 +98,8 @@ class PrefillConnector(KVConnectorBase_V1):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefillMetadata:
         self._scheduling.preempted(scheduler_output.preempted_req_ids or ())
-        return PrefillMetadata(self._scheduling.step(_scheduled(scheduler_output)))
+        idle = scheduler_output.total_num_scheduled_tokens == 0
+        return PrefillMetadata(self._scheduling.step(_scheduled(scheduler_output), idle))
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.loaded(connector_output.finished_recving or ())
@@ -119,7 +124,7 @@ class PrefillConnector(KVConnectorBase_V1):
             window=ship.window_blocks,
             limit=ship.max_transfers,
         )
-        wire = PrefillWire(settings.addresses.ship, credentials, queue=ship.max_transfers)
+        wire = PrefillWire(settings.addresses.ship, credentials, queue=ship.max_transfers + BUFFERS)
         shipper = Shipper(core, pages, wire, settings.generation, time.monotonic)
         tier = open_copy(settings, self._config, layout)
         tier.attach(kv_caches)

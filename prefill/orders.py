@@ -33,7 +33,7 @@ class Orders:
     Before the step's forward pass: ``withdrawals``, ``openings``, ``supplies_before``, ``loads``.
     After it: ``supplies_after``, ``stores``, ``closings``, ``released``.
     ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back.
-    ``released`` requests wait for our report.
+    ``released`` requests wait for our report. ``idle``: the engine computes nothing in this step.
     """
 
     withdrawals: list[tuple[str, bytes | None]] = field(default_factory=list)
@@ -44,3 +44,4 @@ class Orders:
     stores: list[TierOp] = field(default_factory=list)
     closings: list[bytes] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    idle: bool = False

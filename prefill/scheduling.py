@@ -138,14 +138,17 @@ class PrefillScheduling:
                 tracked.supplied = 0
                 self._orders.withdrawals.append((request, tracked.transfer))
 
-    def step(self, scheduled: Iterable[Scheduled]) -> Orders:
-        """The orders that go with the next engine step."""
-        for item in scheduled:
+    def step(self, scheduled: Iterable[Scheduled], idle: bool = False) -> Orders:
+        """The orders that go with the next engine step; ``idle``: it computes nothing."""
+        items = list(scheduled)
+        written = {page for item in items for page in self._written(item)}
+        for item in items:
             if tracked := self._tracked.get(item.request):
                 self._open(item.request, tracked)
-                self._supply(tracked, item)
+                self._supply(tracked, item, written)
                 self._store(tracked, item)
         orders, self._orders = self._orders, Orders()
+        orders.idle = idle
         return orders
 
     def finished(self, request: str) -> bool:
@@ -183,12 +186,23 @@ class PrefillScheduling:
             Opening(tracked.transfer, request, prompt, tracked.lease_until)
         )
 
-    def _supply(self, tracked: _Tracked, item: Scheduled) -> None:
-        """Order the shipping of what is complete before this step's forward pass, and after."""
+    def _written(self, item: Scheduled) -> Sequence[int]:
+        """The pages that this step's forward pass writes for ``item``."""
+        end = -(-(item.computed + item.planned) // self._block_size)
+        return item.block_ids[item.computed // self._block_size : end]
+
+    def _supply(self, tracked: _Tracked, item: Scheduled, written: set[int]) -> None:
+        """Order the shipping of what is complete before this step's forward pass, and after.
+
+        The engine counts as computed what another request of this very step is about to compute:
+        such a page, and all behind it, is complete only after the pass.
+        """
         if tracked.transfer is None:
             return
         length = len(tracked.tokens)
         before = min(item.computed, length) // self._block_size
+        early = range(tracked.supplied, before)
+        before = next((at for at in early if item.block_ids[at] in written), before)
         reached = item.computed + item.planned
         after = reached // self._block_size
         if reached >= length:

@@ -4,7 +4,7 @@ The engine's thread supplies pages; this one gathers them into staging buffers, 
 them. One lock guards the sender's state together with every read of the pages, so that
 ``withdraw`` is a barrier: when it returns, pages it took back are no longer read.
 
-Bounds: ``_BUFFERS`` staging buffers of ``batch_blocks`` blocks each, whatever the number of peers;
+Bounds: ``BUFFERS`` staging buffers of ``batch_blocks`` blocks each, whatever the number of peers;
 when all are on the way the thread waits for ZeroMQ to return one.
 """
 
@@ -20,13 +20,14 @@ import xxhash
 
 from kvstore.affinity import unbind_from_core
 from kvstore.clock import Clock
+from kvstore.errors import TransferError
 from kvstore.messages import Blocks, Cancel, Ready, Received
 from kvstore.pages import Bytes, KVPages
 from kvstore.sending import Batch, SenderCore
 from kvstore.transfer import Prompt
 from kvstore.transport.wire import FromReceiver, PeerGone, PrefillWire, Sending
 
-_BUFFERS = 16
+BUFFERS = 16
 _BATCH_BYTES = 1 << 20
 _IDLE_SECONDS = 0.5
 _FULL_SECONDS = 0.001
@@ -47,7 +48,7 @@ class Staging:
     def of(cls, block_bytes: int) -> Staging:
         """Buffers for blocks of this size, about ``_BATCH_BYTES`` each and at least one block."""
         staging = cls(block_bytes, max(1, _BATCH_BYTES // block_bytes))
-        for _ in range(_BUFFERS):
+        for _ in range(BUFFERS):
             staging._buffers.append(np.ones(staging.batch_blocks * block_bytes, dtype=np.uint8))
             staging._in_flight.append(None)
         return staging
@@ -87,7 +88,9 @@ class Shipper:
         self._clock = clock
         self._staging = Staging.of(pages.layers * pages.page_bytes)
         self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
         self._stopping = False
+        self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="kvferry-ship", daemon=True)
 
     def start(self) -> None:
@@ -109,6 +112,10 @@ class Shipper:
             self._core.open(transfer, prompt, lease_until)
         self._wire.wake()
 
+    def fence(self) -> None:
+        """Called by the engine's thread: pages it has computed may be read once this returns."""
+        self._pages.fence()
+
     def supply(self, transfer: bytes, pages: Mapping[int, int]) -> None:
         """These pages (position to block id) are complete."""
         with self._lock:
@@ -126,12 +133,28 @@ class Shipper:
             self._core.close(transfer)
         self._wire.wake()
 
-    def take_settled(self) -> list[bytes]:
-        """Transfers whose pages are no longer needed; each once."""
-        with self._lock:
-            return self._core.take_settled()
+    def take_settled(self, wait_seconds: float = 0.0) -> list[bytes]:
+        """Transfers whose pages are no longer needed; each once.
+
+        Waits for one while any is under way. Raises TransferError when the thread has ended: the
+        engine must end, and start anew.
+        """
+        if self._broken is not None:
+            raise TransferError(f"the thread that ships KV ended: {self._broken!r}")
+        with self._news:
+            settled = self._core.take_settled()
+            if wait_seconds and not settled and self._core.live():
+                self._news.wait(wait_seconds)
+                settled = self._core.take_settled()
+            return settled
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001 - the outermost loop; told to the engine's thread
+            self._broken = error
+
+    def _serve(self) -> None:
         unbind_from_core()
         while not self._stopping:
             received = self._receive()
@@ -180,6 +203,7 @@ class Shipper:
                 return _IDLE_SECONDS
             self._gather(batch, buffer)
             self._core.sent(batch)
+            self._news.notify()
         self._send(batch, buffer, number)
         return None
 

@@ -9,6 +9,9 @@ from kvstore.tier import TierCopy
 from prefill.orders import Orders
 from prefill.shipping import Shipper
 
+IDLE_SECONDS = 0.01
+"""Longest wait of an idle step; a new request may be held up by as much."""
+
 
 @dataclass(frozen=True)
 class Reports:
@@ -27,6 +30,8 @@ class PrefillWorking:
         self._tier = tier
         self._ledger = CompletionLedger()
         self._requests: dict[bytes, str] = {}
+        self._loads = 0
+        self._patience = 0.0
 
     def before_forward(self, orders: Orders) -> None:
         """Orders that must be carried out before pages are written again.
@@ -45,9 +50,14 @@ class PrefillWorking:
             self._shipper.supply(supply.transfer, supply.pages)
         for load in orders.loads:
             self._tier.load(load)
+            self._loads += 1
+        # The DRAM tier wakes nobody; while it loads, only vLLM's own pace is short enough.
+        self._patience = IDLE_SECONDS if orders.idle and not self._loads else 0.0
 
     def after_forward(self, orders: Orders) -> None:
         """Orders about pages that the forward pass has just completed."""
+        if orders.supplies_after or orders.stores:
+            self._shipper.fence()
         for supply in orders.supplies_after:
             self._shipper.supply(supply.transfer, supply.pages)
         for store in orders.stores:
@@ -58,14 +68,19 @@ class PrefillWorking:
         self._ledger.release(orders.released)
 
     def reports(self) -> Reports:
-        """What has come to an end since the last call."""
-        for transfer in self._shipper.take_settled():
+        """What has come to an end since the last call.
+
+        A step that computes nothing waits here for a transfer's end, so that an engine which only
+        holds pages does not spin: vLLM would ask a thousand times a second.
+        """
+        for transfer in self._shipper.take_settled(self._patience):
             self._ledger.settle(self._requests.pop(transfer), transfer)
         loaded, failed = set(), set()
         for result in self._tier.drain():
             if result.kind == "store":
                 self._ledger.settle(result.request, result.op_id)
                 continue
+            self._loads -= 1
             loaded.add(result.request)
             if not result.ok:
                 failed.add(result.request)

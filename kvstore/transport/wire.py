@@ -18,7 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from kvstore.codec import MAX_HEADER_BYTES, decode, encode
 from kvstore.credentials import Credentials
-from kvstore.errors import WireError
+from kvstore.errors import ConfigError, WireError
 from kvstore.messages import (
     Abandon,
     AnyMessage,
@@ -186,11 +186,12 @@ class DecodeWire:
         self.malformed = 0
 
     def send(self, peer: str, message: Ready | Received | Cancel) -> bool:
-        """Whether ``message`` went out: False while there is no connection (yet)."""
-        dealer = self._dealers.get(peer) or self._dial(peer)
+        """Whether ``message`` went out: False while there is no connection (yet, or at all)."""
         try:
+            dealer = self._dealers.get(peer) or self._dial(peer)
             dealer.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again:
+        except (zmq.ZMQError, ConfigError):
+            # Not connected, no such folder, no descriptors left: one peer's trouble, not ours.
             return False
         return True
 
@@ -253,7 +254,11 @@ class DecodeWire:
         dealer = dial(
             self._polled.context, peer, "decode", "prefill", self._credentials, self._options
         )
-        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
+        try:
+            monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
+        except zmq.ZMQError:
+            dealer.close(linger=0)
+            raise
         self._dealers[peer], self._monitors[peer] = dealer, monitor
         self._polled.poller.register(dealer, zmq.POLLIN)
         self._polled.poller.register(monitor, zmq.POLLIN)

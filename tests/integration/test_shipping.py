@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from decode.receiving import Receiver
 from decode.working import DecodeWorking
 from kvstore.credentials import load_or_create
 from kvstore.layout import KVLayout
-from kvstore.pages import HostPages
+from kvstore.messages import Blocks
+from kvstore.pages import Bytes, HostPages
 from kvstore.receiving import ReceiverCore
 from kvstore.sending import SenderCore
 from kvstore.transfer import Prompt
-from kvstore.transport.wire import DecodeWire, GateLink, PrefillWire
+from kvstore.transport.wire import DecodeWire, GateLink, PrefillWire, Sending
 from prefill.shipping import Shipper
 
 LAYERS, BLOCKS, PAGE = 4, 64, 4096
@@ -123,6 +124,38 @@ def test_pages_arrive_bit_for_bit_chunk_by_chunk(pair: Pair) -> None:
     assert torch.equal(pair.target[:, untouched], before[:, untouched])
     outcome = until(pair.gate.outcomes)[0]
     assert (outcome.shipped, outcome.local_tokens, outcome.received_tokens) == (True, 96, 544)
+
+
+def test_a_damaged_block_is_never_written(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = pair.shipper._wire.send_blocks
+
+    def damaging(peer: bytes, message: Blocks, payload: Bytes) -> Sending:
+        payload[1234] ^= 1
+        return send(peer, message, payload)
+
+    monkeypatch.setattr(pair.shipper._wire, "send_blocks", damaging)
+    transfer, prompt = secrets.token_bytes(16), prompt_of(1)
+    before = pair.target.clone()
+    pair.working.before_forward(pair.order(transfer, prompt))
+    pair.shipper.open(transfer, prompt, time.monotonic() + 10)
+    pair.shipper.supply(transfer, {0: 0})
+    assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
+    assert until(pair.gate.outcomes)[0].reason == "digest-mismatch"
+    assert torch.equal(pair.target, before)
+
+
+def test_one_bad_address_costs_nobody_else_anything(pair: Pair) -> None:
+    lost, kept = secrets.token_bytes(16), secrets.token_bytes(16)
+    prompt = prompt_of(2)
+    (bad,) = pair.order(lost, prompt).fetches
+    soon = time.monotonic() + 1
+    nowhere = replace(bad, peer="zmq+ipc:///no/such/folder/ship", deadline=soon)
+    pair.working.before_forward(Orders(fetches=[nowhere]))
+    pair.working.before_forward(pair.order(kept, prompt))
+    pair.shipper.open(kept, prompt, time.monotonic() + 10)
+    pair.shipper.supply(kept, {0: 0, 1: 1})
+    assert pair.until_ended() == ({kept.hex()}, set())
+    assert pair.until_ended() == ({lost.hex()}, {lost.hex()})
 
 
 def test_a_wrong_prompt_gets_nothing(pair: Pair) -> None:

@@ -120,6 +120,16 @@ def test_a_layout_mismatch_names_both_sides() -> None:
     assert LAYOUT.summary in detail
 
 
+def test_only_its_receiver_can_cancel_a_transfer() -> None:
+    core = sender()
+    core.open(T, PROMPT, 10.0)
+    core.on_ready(PEER, ready(), 0.0)
+    core.on_cancel(b"somebody else", Cancel(T))
+    assert core.take_settled() == []
+    core.on_cancel(PEER, Cancel(T))
+    assert core.take_settled() == [T]
+
+
 def test_withdrawn_pages_are_not_sent_until_supplied_again() -> None:
     core = sender()
     core.open(T, PROMPT, 10.0)

@@ -90,6 +90,9 @@ class FakeShipper:
         self.open_transfers: dict[bytes, set[int]] = {}
         self.settled: list[bytes] = []
 
+    def fence(self) -> None:
+        return
+
     def open(self, transfer: bytes, prompt: Any, lease_until: float) -> None:
         assert transfer not in self.open_transfers
         self.open_transfers[transfer] = set()
@@ -109,7 +112,7 @@ class FakeShipper:
         del self.open_transfers[transfer]
         self.settled.append(transfer)
 
-    def take_settled(self) -> list[bytes]:
+    def take_settled(self, wait_seconds: float = 0.0) -> list[bytes]:
         settled, self.settled = self.settled, []
         return settled
 
@@ -127,6 +130,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.working = PrefillWorking(cast("Shipper", self.shipper), cast("Any", self.tier))
         self.requests: dict[str, Request] = {}
         self.next_page = 1
+        self.taken_back: set[int] = set()
         self.random = random.Random(0)
 
     @rule(
@@ -165,6 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
     def preempt(self, data: st.DataObject) -> None:
         request = self._pick(data, "running")
         if request is not None:
+            self.taken_back |= set(request.block_ids)
             request.state, request.computed, request.block_ids = "waiting", 0, []
             self.scheduling.preempted([request.request_id])
 
@@ -198,8 +203,7 @@ class EngineMachine(RuleBasedStateMachine):
         for _, op in self.tier.ops:
             used |= set(op.block_ids)
         # A withdrawal reaches the worker with the next step, before pages are written again.
-        if not any(request.state == "waiting" for request in self.requests.values()):
-            assert used <= held
+        assert used <= held | self.taken_back
 
     def teardown(self) -> None:
         for request in self.requests.values():
@@ -251,6 +255,7 @@ class EngineMachine(RuleBasedStateMachine):
     def _run(self, scheduled: list[Scheduled]) -> None:
         orders = self.scheduling.step(scheduled)
         self.working.before_forward(orders)
+        self.taken_back.clear()
         self.working.after_forward(orders)
         reports = self.working.reports()
         self.scheduling.loaded(reports.loaded)
