@@ -114,7 +114,7 @@ async def test_a_semaphore_is_found_by_the_one_who_made_it(tmp_path: Path) -> No
     path = f"/dev/shm/sem.{lines[0].split()[1].removeprefix('/')}"
     assert path in keeper.segments(child.group)
     await child.stop(0.1)
-    assert not Path(path).exists()
+    await until(lambda: not Path(path).exists())
 
 
 async def test_the_dram_tiers_memory_is_left_alone(tmp_path: Path) -> None:
