@@ -43,8 +43,7 @@ def require_ports(config: ClusterConfig) -> None:
     """Raises ConfigError for the first TCP port of this cluster that is taken."""
     require_free(config.proxy.host, config.proxy.port, "--port (or proxy.port)")
     if config.dram.enabled:
-        require_free("127.0.0.1", config.dram.port, "dram.port in the configuration")
-        require_free("127.0.0.1", config.dram.http_port, "dram.http_port in the configuration")
+        require_dram_ports(config)
     if config.network.kind == "tcp":
         for role in _ROLES:
             section = config.workers(role)
@@ -54,6 +53,12 @@ def require_ports(config: ClusterConfig) -> None:
                     section.first_port + 4 * index, section.first_port + 4 * index + 3
                 ):
                     require_free(host, port, f"{role}.first_port in the configuration")
+
+
+def require_dram_ports(config: ClusterConfig) -> None:
+    """Raises ConfigError when another program, or another tier, has the DRAM tier's ports."""
+    require_free("127.0.0.1", config.dram.port, "dram.port in the configuration")
+    require_free("127.0.0.1", config.dram.http_port, "dram.http_port in the configuration")
 
 
 def require_local(config: ClusterConfig) -> None:

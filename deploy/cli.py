@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from deploy import checks, dram, models, places, supervisor
-from kvstore import cluster, worker
+from kvstore import cluster, keeper, worker
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
 from kvstore.errors import ConfigError
@@ -193,6 +193,9 @@ def _proxy(options: argparse.Namespace) -> int:
 def _dram(options: argparse.Namespace) -> int:
     machine = inspect()
     config = _resolved(_loaded(options), machine)
+    if not config.dram.enabled:
+        raise ConfigError("dram.enabled is false in the configuration")
+    checks.require_dram_ports(config)  # or we would take a running tier's memory away
     checks.require_shared_memory(config, dram.SHARED_MEMORY)
     dram.remove_segment(config)
     command = dram.command(config, machine.device != "cpu", options.verbose)
@@ -210,6 +213,7 @@ def _become(part: str, config: ClusterConfig, options: argparse.Namespace, *flag
 
 
 def _exec(argv: Sequence[str], env: dict[str, str]) -> int:
+    keeper.forbid_core_dumps()
     os.execve(argv[0], list(argv), {**os.environ, **env})  # noqa: S606 - our own argument list
 
 

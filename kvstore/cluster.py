@@ -49,7 +49,7 @@ class Model(Section, frozen=True):
 class Network(Section, frozen=True):
     """How processes reach each other: ``ipc`` on one host, ``tcp`` (with CURVE) across hosts.
 
-    With ``tcp`` worker ``i`` of a role is on the role's host ``i % len(hosts)`` and takes four
+    With ``tcp`` worker ``i`` of a role is on the role's host ``i % len(hosts)`` and takes three
     ports from ``first_port + 4 * i`` on.
     """
 

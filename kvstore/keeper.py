@@ -49,11 +49,17 @@ def main(argv: list[str]) -> int:
         return 128 + END_NOW
     if os.getpgrp() != os.getpid():
         os.setsid()  # or ending the group would end whoever started us
-    # A core dump would hold prompts. One byte, not none: only that stops the kernel from piping
-    # it to a program (core(5)).
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    forbid_core_dumps()
     child = os.posix_spawnp(program[0], program, os.environ, setsigmask=())
     return _keep(child, grace)
+
+
+def forbid_core_dumps() -> None:
+    """A core dump of this process or of its children would hold prompts.
+
+    One byte, not none: only that also stops the kernel from piping it to a program (core(5)).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _keep(child: int, grace: float) -> int:

@@ -151,3 +151,25 @@ def test_a_proxy_without_tenants_says_how_to_make_one(
     file = tmp_path / "c.toml"
     file.write_text("")
     assert "keygen" in refused(capsys, "proxy", "--config", str(file))
+
+
+def test_a_second_dram_tier_leaves_the_first_its_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        port = first.getsockname()[1]
+        file = tmp_path / "cluster.toml"
+        file.write_text(f'run_dir = "{tmp_path}/run"\n[dram]\nport = {port}\n')
+        assert cli.main(["dram", "--config", str(file)]) == 2
+    assert f"{port}" in capsys.readouterr().err
+
+
+def test_a_cluster_without_a_dram_tier_starts_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(f'run_dir = "{tmp_path}/run"\n[dram]\nenabled = false\n')
+    assert cli.main(["dram", "--config", str(file)]) == 2
+    assert "dram.enabled" in capsys.readouterr().err
