@@ -43,7 +43,11 @@ class Child:
 
 
 def launch(name: str, command: Sequence[str], environ: Mapping[str, str], logs: Path) -> Child:
-    """Start ``command`` in a session of its own, so that a Ctrl-C here does not reach it."""
+    """Start ``command`` in a process group of its own, so that a Ctrl-C here does not reach it.
+
+    Not in a session of its own: where the kernel shares out CPUs by session, several programs that
+    spin on one core would be dealt with otherwise than when started from one shell.
+    """
     log = logs / f"{name}-{time.strftime('%H%M%S')}.log"
     with log.open("ab") as file:
         running = subprocess.Popen(
@@ -52,7 +56,7 @@ def launch(name: str, command: Sequence[str], environ: Mapping[str, str], logs: 
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
         )
     return Child(name, running, log)
 
