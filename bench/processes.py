@@ -117,6 +117,19 @@ def label(member: psutil.Process) -> str:
     return " ".join(Path(word).name for word in words[:2])
 
 
+def computed(children: Sequence[Child]) -> dict[str, float]:
+    """CPU seconds so far of every process of ``children``, by child, title and pid."""
+    found: dict[str, float] = {}
+    for child in children:
+        for member in child.family():
+            try:
+                times = member.cpu_times()
+                found[f"{child.name}/{label(member)}/{member.pid}"] = times.user + times.system
+            except psutil.NoSuchProcess:
+                continue
+    return found
+
+
 def group(member: psutil.Process) -> int | None:
     """Its process group; None if it is gone."""
     try:

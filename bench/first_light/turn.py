@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bench import processes
 from bench.client import RequestFailed, Timeline
 from bench.counters import CacheCounters
 from bench.first_light.workload import Workload
@@ -25,11 +26,15 @@ DISAGGREGATED = "disaggregated"
 
 @dataclass(frozen=True)
 class Sample:
-    """One request alone on the system, with what every engine counted meanwhile."""
+    """One request alone on the system, with what every engine counted meanwhile.
+
+    ``cores``: how many cores each process of the system kept busy on average, where it shows.
+    """
 
     prompt: Prompt
     timeline: Timeline
     counted: Mapping[str, CacheCounters]
+    cores: Mapping[str, float]
 
     @property
     def decode_was_cold(self) -> bool:
@@ -54,6 +59,7 @@ class Sample:
             "cached_tokens": self.timeline.cached_tokens,
             "path": self.path,
             "tier_counters": counts,
+            "cores": self.cores,
         }
 
 
@@ -97,10 +103,14 @@ class Turn:
     async def sample(self, prompt: Prompt, output_tokens: int) -> Sample:
         """One request, watched by the tier counters. Raises RequestFailed."""
         before = await self.system.counters()
+        computed, began = processes.computed(self.system.children()), time.monotonic()
         timeline = await self.stream(prompt, output_tokens)
+        cores = _cores(
+            computed, processes.computed(self.system.children()), time.monotonic() - began
+        )
         after = await self.system.counters()
         counted = {name: count.since(before[name]) for name, count in after.items()}
-        return Sample(prompt, timeline, counted)
+        return Sample(prompt, timeline, counted, cores)
 
     async def stream(self, prompt: Prompt, output_tokens: int, lane: int = 0) -> Timeline:
         """One request sent now. Raises RequestFailed unless it is answered in full."""
@@ -114,6 +124,13 @@ class Turn:
                 f"{prompt.tokens}"
             )
         return timeline
+
+
+def _cores(
+    before: Mapping[str, float], after: Mapping[str, float], seconds: float
+) -> dict[str, float]:
+    shares = {name: (spent - before.get(name, 0.0)) / seconds for name, spent in after.items()}
+    return {name: round(share, 2) for name, share in shares.items() if share >= 0.02}
 
 
 def request(prompt: Prompt, output_tokens: int) -> dict[str, object]:

@@ -53,7 +53,7 @@ def hits(system: CachingSystem) -> list[Sample]:
 
 def sample(ttft: float, cached: int = 0) -> Sample:
     told = timeline(tokens=(ttft, ttft + 0.1), cached_tokens=cached)
-    return Sample(Prompt("", TOKENS), told, {"decode": CacheCounters(0, 0, 0, 0, 0.0, 9, 32)})
+    return Sample(Prompt("", TOKENS), told, {"decode": CacheCounters(0, 0, 0, 0, 0.0, 9, 32)}, {})
 
 
 def test_a_hit_is_a_primed_prompt_with_decode_cold():
