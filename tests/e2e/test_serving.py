@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from openai import OpenAI
@@ -65,6 +66,19 @@ def test_what_cannot_be_shipped_is_served_by_decode_alone(
     several = {"model": MODEL, "prompt": [tokens, tokens[:50]], "max_tokens": 4}
     reply = cluster.post("/v1/completions", several, KEYS["blue"])
     assert (reply.status, reply.path, len(reply.body["choices"])) == (200, "decode-only", 2)
+
+
+def test_prompts_with_a_common_beginning_may_come_at_once(
+    cluster: LiveCluster, prompt: Prompts
+) -> None:
+    """vLLM gives one request blocks that another one of the same step has yet to compute."""
+    beginning = prompt(160)
+    prompts = [beginning + prompt(40) for _ in range(6)]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        replies = list(pool.map(lambda tokens: cluster.complete("green", tokens), prompts))
+    assert [reply.status for reply in replies] == [200] * len(prompts)
+    alone = [cluster.alone(tokens, f"alone-{at}") for at, tokens in enumerate(prompts)]
+    assert [reply.text for reply in replies] == alone
 
 
 @pytest.mark.parametrize("streaming", [True, False])
