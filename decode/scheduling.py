@@ -15,30 +15,16 @@ import enum
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from decode.orders import FetchOrder, Orders
 from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
-from kvstore.handoff import DecodeTicket, decode_ticket
+from kvstore.handoff import DecodeTicket, EngineRequest, decode_ticket
 from kvstore.once import UsedOnce
 from kvstore.transfer import Prompt
 
 log = logging.getLogger("kvferry.decode")
-
-
-class EngineRequest(Protocol):
-    """What we read of vLLM's request."""
-
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def prompt_token_ids(self) -> list[int] | None: ...
-    @property
-    def cache_salt(self) -> str | None: ...
-    @property
-    def kv_transfer_params(self) -> dict[str, object] | None: ...
 
 
 class Stage(enum.Enum):

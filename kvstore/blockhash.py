@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import cbor2
 
-HASH_BYTES = 32
 NAME_BYTES = 16
 """Indexes and feeds carry the first 16 of a hash's 32 bytes: a hint needs no more."""
 

@@ -6,7 +6,7 @@ A ticket is data, not authority: what opens a transfer is the MAC of ``Ready`` (
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
@@ -38,9 +38,22 @@ Ticket = PrefillTicket | DecodeTicket
 T = TypeVar("T", PrefillTicket, DecodeTicket)
 
 
-def to_params(ticket: Ticket, prompt_token_ids: list[int]) -> dict[str, object]:
-    """``kv_transfer_params`` of a leg; vLLM takes the prompt's tokens from there too."""
-    return {PARAMS_KEY: msgspec.to_builtins(ticket), "prompt_token_ids": prompt_token_ids}
+class EngineRequest(Protocol):
+    """What the two legs' engines read of vLLM's request."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def prompt_token_ids(self) -> list[int] | None: ...
+    @property
+    def cache_salt(self) -> str | None: ...
+    @property
+    def kv_transfer_params(self) -> dict[str, object] | None: ...
+
+
+def to_params(ticket: Ticket) -> dict[str, object]:
+    """``kv_transfer_params`` of a leg."""
+    return {PARAMS_KEY: msgspec.to_builtins(ticket)}
 
 
 def prefill_ticket(params: object) -> PrefillTicket | None:

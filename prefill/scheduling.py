@@ -15,31 +15,17 @@ import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
-from kvstore.handoff import prefill_ticket
+from kvstore.handoff import EngineRequest, prefill_ticket
 from kvstore.once import UsedOnce
 from kvstore.tier import TierKey, TierLookup, TierOp
 from kvstore.transfer import Prompt
 from prefill.orders import Opening, Orders, Supply
 
 log = logging.getLogger("kvferry.prefill")
-
-
-class EngineRequest(Protocol):
-    """What we read of vLLM's request."""
-
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def prompt_token_ids(self) -> list[int] | None: ...
-    @property
-    def cache_salt(self) -> str | None: ...
-    @property
-    def kv_transfer_params(self) -> dict[str, object] | None: ...
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ def prefill_body(
     model: str, tokens: Sequence[int], salt: str, ticket: PrefillTicket
 ) -> dict[str, Any]:
     """For the prefill worker (``PREFILL_PATH``): compute this prompt, keep it, ship it."""
-    params = to_params(ticket, [])
-    del params["prompt_token_ids"]  # a completion carries its tokens as its prompt
     return {
         "model": model,
         "prompt": list(tokens),
@@ -32,7 +30,7 @@ def prefill_body(
         "temperature": 0,
         "stream": False,
         "cache_salt": salt,
-        "kv_transfer_params": params,
+        "kv_transfer_params": to_params(ticket),
     }
 
 
@@ -53,21 +51,16 @@ def decode_body(
         if not request.wants_usage:
             options.pop("continuous_usage_stats", None)
         body["stream_options"] = {**options, "include_usage": True}
-    params: dict[str, object] = {}
-    if tokens is not None:
-        params = to_params(ticket, list(tokens)) if ticket else {"prompt_token_ids": list(tokens)}
-        if request.route == "completions":
-            body["prompt"] = params.pop("prompt_token_ids")
-            for field in _PROMPT_SHAPING:
-                body.pop(field, None)
+    params = to_params(ticket) if ticket else {}
+    if tokens is not None and request.route == "completions":
+        body["prompt"] = list(tokens)
+        for field in _PROMPT_SHAPING:
+            body.pop(field, None)
+    elif tokens is not None:
+        params["prompt_token_ids"] = list(tokens)
     if params:
         body["kv_transfer_params"] = params
     return body
-
-
-def render_body(request: ClientRequest) -> dict[str, Any]:
-    """For a worker's ``/render``: the client's body; nothing of it is computed."""
-    return request.body
 
 
 def length_body(request: ClientRequest) -> dict[str, Any] | None:

@@ -58,7 +58,7 @@ async def _ask(
 ) -> Rendered:
     headers = {REQUEST_HEADER: request_id}
     path = f"{PATHS[request.route]}/render"
-    reply = await upstream.post(worker.http, path, legs.render_body(request), headers)
+    reply = await upstream.post(worker.http, path, request.body, headers)
     try:
         raw = await reply.body()
     finally:

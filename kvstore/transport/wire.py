@@ -255,7 +255,7 @@ class DecodeWire:
             self._polled.context, peer, "decode", "prefill", self._credentials, self._options
         )
         try:
-            monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
+            monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         except zmq.ZMQError:
             dealer.close(linger=0)
             raise
