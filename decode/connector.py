@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -29,6 +30,7 @@ from kvstore.engine_facts import (
     require_supported,
     worker_settings,
 )
+from kvstore.engine_waits import nap_between_looks
 from kvstore.pages import open_pages
 from kvstore.receiving import ReceiverCore
 from kvstore.transport.wire import DecodeWire
@@ -62,6 +64,8 @@ class DecodeConnector(KVConnectorBase_V1):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         require_supported(vllm_config, kv_cache_config)
+        if vllm_config.device_config.device_type == "cpu":
+            nap_between_looks(shm_broadcast)
         self._config = vllm_config
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._working: DecodeWorking | None = None

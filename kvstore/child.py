@@ -48,7 +48,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
         )
         assert keeper.stdout is not None
         pump = asyncio.create_task(_pump(keeper.stdout, on_line), name=f"output of {keeper.pid}")
@@ -56,7 +56,7 @@ class Child:
 
     @property
     def group(self) -> int:
-        """Process group (and session) of everything started here."""
+        """Process group of everything started here."""
         return self._keeper.pid
 
     @property

@@ -4,8 +4,8 @@ Run by path, with the interpreter's isolated mode and no third-party import::
 
     keeper.py GRACE_SECONDS PARENT_PID PROGRAM [ARGUMENT ...]
 
-The keeper leads a session of its own, adopts whatever its child leaves behind, and ends the whole
-group in one of three ways:
+The keeper leads a process group of its own, adopts whatever its child leaves behind, and ends the
+whole group in one of three ways:
 
 - its child has ended: what is left of the group is killed;
 - SIGTERM or SIGINT: the child is asked to end and killed after the grace period;
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     if os.getppid() != parent:
         return 128 + END_NOW
     if os.getpgrp() != os.getpid():
-        os.setsid()  # or ending the group would end whoever started us
+        os.setpgid(0, 0)  # or ending the group would end whoever started us
     forbid_core_dumps()
     child = os.posix_spawnp(program[0], program, os.environ, setsigmask=())
     return _keep(child, grace)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -26,6 +27,7 @@ from kvstore.engine_facts import (
     require_supported,
     worker_settings,
 )
+from kvstore.engine_waits import nap_between_looks
 from kvstore.lmcache_tier import open_copy, open_lookup
 from kvstore.pages import open_pages
 from kvstore.sending import SenderCore
@@ -64,6 +66,8 @@ class PrefillConnector(KVConnectorBase_V1):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         require_supported(vllm_config, kv_cache_config)
+        if vllm_config.device_config.device_type == "cpu":
+            nap_between_looks(shm_broadcast)
         self._config = vllm_config
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._working: PrefillWorking | None = None
