@@ -108,13 +108,15 @@ def kill(member: psutil.Process) -> str:
 
 
 def label(member: psutil.Process) -> str:
-    """A short title: a renamed process's own (``VLLM::Worker``), else its module or program."""
+    """A short title: a renamed process's own (``VLLM::Worker``), else its module or program.
+
+    Results keep it, so of a path only the last part is told.
+    """
     words = [word for part in member.cmdline() for word in part.split()] or [member.name()]
     if words[0].startswith("VLLM::"):
         return words[0]
-    if "-m" in words[:-1]:
-        return " ".join(words[words.index("-m") + 1 :][:3])
-    return " ".join(Path(word).name for word in words[:2])
+    told = words[words.index("-m") + 1 :][:3] if "-m" in words[:-1] else words[:2]
+    return " ".join(Path(word).name for word in told)
 
 
 def computed(children: Sequence[Child]) -> dict[str, float]:
