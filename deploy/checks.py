@@ -35,7 +35,9 @@ def require_free(host: str, port: int, flag: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise ConfigError(f"port {port} is in use: choose another with {flag}") from None
+                raise ConfigError(
+                    f"port {port} is in use: choose another with {flag}, or 0 for any that is free"
+                ) from None
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 

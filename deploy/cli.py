@@ -301,7 +301,8 @@ def run_folder(config: ClusterConfig) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"kvferry runs already in {folder}: stop it, or choose another --port"
+                f"kvferry runs already in {folder}: stop it, or choose another --port, dram.port "
+                "and dram.http_port"
             ) from None
         _clear(config, folder)
         try:

@@ -32,8 +32,10 @@ from kvstore.restarts import Restarts
 READY_SECONDS = 1200.0
 PROBE_SECONDS = 2.0
 PROBE_EVERY = 0.3
-PROXY_STOP_SECONDS = 2.0
+PROXY_STOP_SECONDS = 12.0
+"""More than the proxy itself gives to answers under way."""
 WORKER_STOP_SECONDS = 9.0
+DRAM_STOP_SECONDS = 2.0
 USELESS = 2
 """The exit code that says: it would only end the same way again."""
 
@@ -186,7 +188,7 @@ def parts(config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool)
             Part(
                 "dram",
                 dram.command(config, on_gpu, verbose),
-                PROXY_STOP_SECONDS,
+                DRAM_STOP_SECONDS,
                 "dram | ",
                 quiet=_never if verbose else _is_chatter,
                 prepare=lambda: dram.remove_segment(config),

@@ -32,7 +32,8 @@ LEASE_SECONDS = 5.0
 """A worker not heard of for so long is gone; it announces itself every second."""
 
 KEEP_ALIVE_SECONDS = 75
-GRACE_SECONDS = 5
+GRACE_SECONDS = 10
+"""How long answers under way may still take when the proxy is asked to end."""
 
 log = logging.getLogger("kvferry.proxy")
 

@@ -18,6 +18,7 @@ from kvstore import cluster
 from kvstore.cluster import ClusterConfig
 from kvstore.errors import ConfigError
 from kvstore.launch import Command
+from proxy.__main__ import GRACE_SECONDS
 from tests.support.standins import alive
 
 pytestmark = pytest.mark.anyio
@@ -182,6 +183,13 @@ def test_the_parts_of_the_default_cluster(tmp_path: Path, config: ClusterConfig)
     without = cluster.parse("[dram]\nenabled=false\n[prefill]\ncount=2")
     names = [part.name for part in supervisor.parts(without, tmp_path / "c.toml", False, False)]
     assert names == ["prefill-0", "prefill-1", "decode-0", "proxy"]
+
+
+def test_the_proxy_is_not_killed_while_it_lets_answers_finish(
+    tmp_path: Path, config: ClusterConfig
+) -> None:
+    made = {p.name: p for p in supervisor.parts(config, tmp_path / "c.toml", False, False)}
+    assert made["proxy"].grace > GRACE_SECONDS
 
 
 @pytest.mark.parametrize(
