@@ -39,8 +39,27 @@ def test_a_taken_dram_port_names_its_key() -> None:
             checks.require_ports(config)
 
 
+@contextmanager
+def taken_behind_two_free() -> Iterator[int]:
+    """Below the ports that the kernel hands out, where the two stay free."""
+    for first in range(20_000, 32_000, 3):
+        with socket.socket() as listener, socket.socket() as one, socket.socket() as two:
+            try:
+                one.bind(("127.0.0.1", first))
+                two.bind(("127.0.0.1", first + 1))
+                listener.bind(("127.0.0.1", first + 2))
+            except OSError:
+                continue
+            one.close()
+            two.close()
+            listener.listen()
+            yield first + 2
+            return
+    raise AssertionError("no three free ports in a row")
+
+
 def test_a_taken_worker_port_names_its_key() -> None:
-    with taken() as port:
+    with taken_behind_two_free() as port:
         text = "[network]\nkind='tcp'\n[proxy]\nport=0\n[dram]\nenabled=false\n[decode]\n"
         config = cluster.parse(text + f"first_port={port - 2}\n[prefill]\nfirst_port=0")
         with pytest.raises(ConfigError, match=rf"port {port} is in use.*decode\.first_port"):
