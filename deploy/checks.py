@@ -12,7 +12,7 @@ import psutil
 
 from kvstore.cluster import ClusterConfig
 from kvstore.errors import ConfigError
-from kvstore.messages import Role
+from kvstore.messages import ROLES
 
 GIB = 1 << 30
 ENGINE_GIB = 4.2
@@ -35,9 +35,7 @@ def require_free(host: str, port: int, flag: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise ConfigError(
-                    f"port {port} is in use: choose another with {flag}, or 0 for any that is free"
-                ) from None
+                raise ConfigError(f"port {port} is in use: choose another with {flag}") from None
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
@@ -47,7 +45,7 @@ def require_ports(config: ClusterConfig) -> None:
     if config.dram.enabled:
         require_dram_ports(config)
     if config.network.kind == "tcp":
-        for role in _ROLES:
+        for role in ROLES:
             section = config.workers(role)
             for index in range(section.count):
                 host = section.hosts[index % len(section.hosts)]
@@ -79,9 +77,9 @@ def needed_gib(config: ClusterConfig, on_gpu: bool, weight_bytes: int) -> float:
     weights = WEIGHT_COPIES * widened * weight_bytes / GIB
     each = {
         role: GPU_ENGINE_GIB if on_gpu else ENGINE_GIB + weights + config.workers(role).kv_gib
-        for role in _ROLES
+        for role in ROLES
     }
-    engines = sum(each[role] * config.workers(role).count for role in _ROLES)
+    engines = sum(each[role] * config.workers(role).count for role in ROLES)
     return engines + (config.dram.gib if config.dram.enabled else 0.0)
 
 
@@ -124,6 +122,3 @@ def _group_limits() -> Iterable[int]:
             continue
         if all(text.isdecimal() for text in texts):
             yield int(texts[0]) - int(texts[1])
-
-
-_ROLES: tuple[Role, Role] = ("prefill", "decode")

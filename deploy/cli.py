@@ -26,14 +26,13 @@ from kvstore.credentials import load_or_create
 from kvstore.errors import ConfigError
 from kvstore.launch import is_hub_id
 from kvstore.machine import Machine, inspect
-from kvstore.messages import Role
+from kvstore.messages import ROLES
 from kvstore.private import require_private
 
 RESOLVED = "cluster.toml"
 LOCK = "lock"
 LOCAL_TENANT = "local"
 
-_ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 _EXAMPLES = """\
 examples:
@@ -76,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--decode", type=int, metavar="M", help="number of decode workers")
     up.add_argument("--model", help="built-in name, Hugging Face folder or hub id")
     up.add_argument("--port", type=int, help="port of the OpenAI API; 0 picks a free one")
-    for role in _ROLES:
+    for role in ROLES:
         one = _command(commands, role, _worker, f"start one {role} worker", needs_file=True)
         one.add_argument("--name", default=f"{role}-0", help="which one (%(default)s)")
         one.set_defaults(role=role)
@@ -246,7 +245,7 @@ def _loaded(options: argparse.Namespace) -> ClusterConfig:
 def _with_flags(config: ClusterConfig, options: argparse.Namespace) -> ClusterConfig:
     """``config`` with what the command line says instead. Raises ConfigError."""
     changed = msgspec.to_builtins(config)
-    for role in _ROLES:
+    for role in ROLES:
         if getattr(options, role) is not None:
             changed[role]["count"] = getattr(options, role)
     if options.model is not None:
@@ -318,7 +317,7 @@ def _clear(config: ClusterConfig, folder: Path) -> None:
     """Ends what a killed run has left and removes its files, and nothing but those."""
     for file in folder.glob("*.group"):
         worker.end_group(file)
-    names = [cluster.worker_name(r, i) for r in _ROLES for i in range(config.workers(r).count)]
+    names = [cluster.worker_name(r, i) for r in ROLES for i in range(config.workers(r).count)]
     for name in (*names, "proxy"):
         for file in folder.glob(f"{name}.*"):
             file.unlink(missing_ok=True)

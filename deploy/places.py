@@ -21,7 +21,7 @@ from deploy import models
 from kvstore.cluster import ClusterConfig, Tenant
 from kvstore.errors import ConfigError
 from kvstore.machine import Machine, shared_out
-from kvstore.messages import Role
+from kvstore.messages import ROLES, Role
 
 CPU_BLOCK_SIZE = 32
 GPU_BLOCK_SIZE = 16
@@ -114,7 +114,7 @@ def _bound(config: ClusterConfig, machine: Machine) -> dict[str, Any]:
     if machine.device != "cpu":
         return {}
     workers: list[tuple[Role, str]] = []
-    for role in ("prefill", "decode"):
+    for role in ROLES:
         section = config.workers(role)
         hosts = section.hosts if config.network.kind == "tcp" else ("",)
         workers += [(role, hosts[i % len(hosts)]) for i in range(section.count)]

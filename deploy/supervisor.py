@@ -26,7 +26,7 @@ from kvstore.child import Child
 from kvstore.cluster import ClusterConfig
 from kvstore.errors import ConfigError
 from kvstore.launch import Command
-from kvstore.messages import Role
+from kvstore.messages import ROLES, Role
 from kvstore.restarts import Restarts
 
 READY_SECONDS = 1200.0
@@ -39,7 +39,6 @@ DRAM_STOP_SECONDS = 2.0
 USELESS = 2
 """The exit code that says: it would only end the same way again."""
 
-ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 Tell = Callable[[str], None]
 
@@ -194,8 +193,7 @@ def parts(config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool)
                 prepare=lambda: dram.remove_segment(config),
             )
         )
-    roles: tuple[Role, Role] = ("prefill", "decode")
-    for role in roles:
+    for role in ROLES:
         for index in range(config.workers(role).count):
             name = cluster.worker_name(role, index)
             argv = (*_python(role), "--config", str(config_file), "--name", name, *loud)

@@ -14,7 +14,7 @@ import time
 from types import ModuleType
 
 NAP_SECONDS = 0.0005
-"""How much later a message may be seen; a step of a CPU engine takes twenty times as long."""
+"""How much later a message may be seen; a CPU engine's step takes tens of milliseconds."""
 
 _BETWEEN_LOOKS = "sched_yield"
 """What the module calls, by this name, between two looks."""

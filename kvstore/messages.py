@@ -45,6 +45,7 @@ Hashes = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 """Block names (``blockhash.NAME_BYTES`` each), concatenated."""
 
 Role = Literal["prefill", "decode"]
+ROLES: tuple[Role, Role] = ("prefill", "decode")
 Tier = Literal["gpu", "dram"]
 WorkerState = Literal["starting", "ready", "draining"]
 FailReason = Literal[

@@ -21,7 +21,7 @@ from kvstore.credentials import Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import Role
+from kvstore.messages import ROLES
 from proxy.app import Api, create
 from proxy.identity import Keyring
 from proxy.metrics import Metrics
@@ -36,8 +36,6 @@ GRACE_SECONDS = 10
 """How long answers under way may still take when the proxy is asked to end."""
 
 log = logging.getLogger("kvferry.proxy")
-
-_ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 
 def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) -> ASGIApp:
@@ -54,7 +52,7 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
     pipeline = Pipeline(settings, directory, upstream, metrics)
     uris = {
         cluster.addresses(config, run_dir, role, index).feed: role
-        for role in _ROLES
+        for role in ROLES
         for index in range(config.workers(role).count)
     }
     name = f"proxy-{secrets.token_hex(4)}"

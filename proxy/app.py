@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvstore.cluster import Proxy, Tenant
 from kvstore.errors import ApiError
+from kvstore.messages import ROLES
 from proxy import faults
 from proxy.dispatch import Call
 from proxy.identity import Keyring
@@ -97,7 +98,7 @@ class Api:
     def _counts(self) -> tuple[int, int]:
         ready = {
             role: sum(worker.state == "ready" for worker in self._pipeline.live(role))
-            for role in ("prefill", "decode")
+            for role in ROLES
         }
         return ready["prefill"], ready["decode"]
 

@@ -19,7 +19,7 @@ from kvstore.blockhash import block_chain, block_names
 from kvstore.clock import Clock
 from kvstore.cluster import Proxy, Ship
 from kvstore.errors import ApiError, WorkerLost
-from kvstore.messages import Announce, Role
+from kvstore.messages import ROLES, Announce, Role
 from proxy import faults, requests, steering, usage
 from proxy.dispatch import Call, Dispatch, Job, Sent
 from proxy.flight import Flight
@@ -143,7 +143,7 @@ class Pipeline:
         return await self._deliver(job.request, sent, flight, story)
 
     def _model(self, name: str | None) -> str:
-        served = sorted({worker.model for role in _ROLES for worker in self.live(role)})
+        served = sorted({worker.model for role in ROLES for worker in self.live(role)})
         if not served:
             raise faults.overloaded("No worker is ready.")
         if name is None:
@@ -179,7 +179,7 @@ class Pipeline:
 
     def _fleet(self, model: str, held: Mapping[str, Holding]) -> Fleet:
         prefill, decode = (
-            [worker for worker in self.live(role) if worker.model == model] for role in _ROLES
+            [worker for worker in self.live(role) if worker.model == model] for role in ROLES
         )
         return Fleet(prefill, decode, self.loads.snapshot(), held)
 
@@ -202,9 +202,6 @@ class Pipeline:
             raise error
         pieces = relay(_again(begun, chunks), amend, keep_usage=request.wants_usage)
         return Answer(pieces, "text/event-stream; charset=utf-8", headers)
-
-
-_ROLES: tuple[Role, Role] = ("prefill", "decode")
 
 
 def _timing(flight: Flight, story: Story) -> dict[str, str]:

@@ -24,7 +24,7 @@ from bench.launchers.system import MODEL_NAME, START_SECONDS, Setting
 from bench.processes import Child, StartFailed
 from kvstore.cluster import ClusterConfig, addresses, parse, worker_name
 from kvstore.credentials import load_or_create
-from kvstore.messages import Role
+from kvstore.messages import ROLES, Role
 
 _STOP_SECONDS = 40.0
 _HEARD_SECONDS = 1.2
@@ -69,7 +69,7 @@ class Kvferry:
             await self.stop()
             raise
         token = {"x-kvferry-token": load_or_create(self._state_dir).http_token()}
-        self._workers = {role: self._worker(role, token) for role in ("prefill", "decode")}
+        self._workers = {role: self._worker(role, token) for role in ROLES}
 
     async def stop(self) -> None:
         """See System."""

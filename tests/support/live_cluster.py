@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from deploy.places import free_port
 from kvstore.cluster import ClusterConfig, load
 from kvstore.credentials import load_or_create
 
@@ -75,7 +76,7 @@ class LiveCluster:
         self._home = home
         # Sockets need a short path, which pytest's folders do not have.
         self._runtime = tempfile.TemporaryDirectory(prefix="kvf", dir="/tmp")
-        self.port = _free_port()
+        self.port = free_port()
         tenants = "".join(
             f'[[tenants]]\nname = "{name}"\n'
             f'keys_sha256 = ["{hashlib.sha256(key.encode()).hexdigest()}"]\n'
@@ -290,9 +291,3 @@ def _headers(key: str) -> dict[str, str]:
 
 def _shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

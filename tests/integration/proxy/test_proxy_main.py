@@ -15,16 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from deploy.places import free_port
 from proxy.__main__ import main
 
 pytestmark = pytest.mark.timeout(60)
 KEY = "a-key"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def config(folder: Path, port: int) -> Path:

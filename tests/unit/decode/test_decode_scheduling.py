@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from decode.scheduling import DecodeScheduling
+from tests.support.engine_request import Request
 
 BLOCK = 4
 TICKET = {
@@ -15,14 +14,6 @@ TICKET = {
     "ship": "zmq+ipc:///p",
     "sender_generation": "g",
 }
-
-
-@dataclass
-class Request:
-    request_id: str
-    prompt_token_ids: list[int]
-    cache_salt: str = "salt"
-    kv_transfer_params: dict[str, object] | None = None
 
 
 def scheduling(length: int = 10, ticket: object = TICKET) -> DecodeScheduling:

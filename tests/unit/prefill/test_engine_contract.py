@@ -14,18 +14,15 @@ from kvstore.tier import TierKey, TierOp, TierResult
 from prefill.scheduling import PrefillScheduling, Scheduled
 from prefill.shipping import Shipper
 from prefill.working import PrefillWorking
+from tests.support import engine_request
 
 BLOCK, CHUNK = 4, 8
 
 
 @dataclass
-class Request:
-    """vLLM's view of a request. ``ends``: how it is going to be freed, once finished."""
+class Request(engine_request.Request):
+    """vLLM's view of a request, and where it stands."""
 
-    request_id: str
-    prompt_token_ids: list[int]
-    cache_salt: str
-    kv_transfer_params: dict[str, object] | None
     state: str = "waiting"
     computed: int = 0
     block_ids: list[int] = field(default_factory=list)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from kvstore.tier import NoLookup
 from prefill.scheduling import PrefillScheduling, Scheduled
+from tests.support.engine_request import Request
 
 BLOCK = 4
-
-
-@dataclass
-class Request:
-    request_id: str
-    prompt_token_ids: list[int]
-    cache_salt: str
-    kv_transfer_params: dict[str, object] | None
 
 
 def scheduling(*names: str, length: int = 20) -> PrefillScheduling:

@@ -1,0 +1,15 @@
+"""What a connector's scheduler half reads of vLLM's request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Request:
+    """Stands in for vLLM's own (``kvstore.handoff.EngineRequest``)."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    cache_salt: str = "salt"
+    kv_transfer_params: dict[str, object] | None = None
