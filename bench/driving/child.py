@@ -1,0 +1,80 @@
+"""``python -m bench.driving.child``: a process that sends its share of a load and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from asyncio import StreamReader, StreamWriter
+
+import uvloop
+
+from bench.client import Client
+from bench.driving import frames
+from bench.driving.driver import Driver
+from bench.records import Record
+
+TELL_SECONDS = 0.1
+_AT_ONCE = 256
+"""Records told at once: encoding more would hold up the schedule for milliseconds."""
+
+
+async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+    """Jobs, one after the other, until the parent closes its end."""
+    while True:
+        try:
+            job = await frames.for_child(reader)
+        except asyncio.IncompleteReadError:
+            return
+        if isinstance(job, frames.Job):
+            await _work(job, reader, writer)
+
+
+async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter) -> None:
+    waiting: list[Record] = []
+    async with Client(job.target.seconds) as client:
+        driver = Driver(client, job.target, job.schedule, job.salt, waiting.append)
+        await _tell(writer, frames.Prepared())
+        begin = await frames.for_child(reader)
+        if not isinstance(begin, frames.Begin):
+            raise TypeError(f"expected the begin, not {type(begin).__name__}")
+        # A collection's pause would look like the server's. Nothing here makes cycles that last.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        running = asyncio.create_task(driver.run(begin.at))
+        _until_stopped(running)
+        while not running.done() or waiting:
+            await asyncio.wait({running}, timeout=TELL_SECONDS)
+            told, waiting[:] = tuple(waiting[:_AT_ONCE]), waiting[_AT_ONCE:]
+            await _tell(writer, frames.Progress(told, driver.sent, driver.in_flight))
+        gc.enable()
+    if not running.cancelled():
+        running.result()
+    await _tell(writer, frames.Done())
+
+
+def _until_stopped(running: asyncio.Task[None]) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+
+
+async def _tell(writer: StreamWriter, message: frames.FromChild) -> None:
+    writer.write(frames.encode(message))
+    await writer.drain()
+
+
+async def _main() -> None:
+    loop = asyncio.get_running_loop()
+    reader = StreamReader(limit=1 << 20)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    transport, protocol = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, sys.stdout.buffer
+    )
+    await serve(reader, StreamWriter(transport, protocol, reader, loop))
+
+
+if __name__ == "__main__":
+    # Ctrl-C goes to every process of a terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvloop.run(_main())

@@ -1,0 +1,1 @@
+"""What records amount to: pure arithmetic, no I/O."""

@@ -1,0 +1,94 @@
+"""Is B slower than A, or is it noise?
+
+Two systems run in pairs, A and B close together in time, so that the machine's drift hits both.
+A pair gives one ratio of medians; requests of one run are correlated and are not resampled. The
+interval is a percentile bootstrap over pairs of the mean log ratio, with the percentiles widened
+for small samples (T. Hesterberg, "What Teachers Should Know About the Bootstrap", 2015): a plain
+percentile interval of ten pairs would be too narrow, and fewer than eight are too few for either.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+RESAMPLES = 10_000
+FEWEST_PAIRS = 8
+
+Finding = Literal["slower", "faster", "no difference shown"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``ratio`` is B over A, with its interval. ``confidence``: of the interval, 0 to 1."""
+
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    pairs: int
+
+    @property
+    def finding(self) -> Finding:
+        """What the interval shows of B, of a quantity that is better when lower."""
+        if self.low > 1:
+            return "slower"
+        return "faster" if self.high < 1 else "no difference shown"
+
+
+def compare(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, seed: int = 0
+) -> Comparison:
+    """Figures of A and B, pair by pair, all above zero. Raises ValueError."""
+    if len(a) != len(b) or len(a) < FEWEST_PAIRS:
+        raise ValueError(f"{FEWEST_PAIRS} pairs at least, and as many of A as of B")
+    if min(*a, *b) <= 0:
+        raise ValueError("a ratio is of figures above zero")
+    logs = [math.log(of_b / of_a) for of_a, of_b in zip(a, b, strict=True)]
+    source = random.Random(seed)
+    count = len(logs)
+    means = sorted(math.fsum(source.choices(logs, k=count)) / count for _ in range(RESAMPLES))
+    tail = widened_tail(count, confidence)
+    low = means[max(0, math.floor(tail * RESAMPLES))]
+    high = means[min(RESAMPLES - 1, math.ceil((1 - tail) * RESAMPLES) - 1)]
+    return Comparison(
+        math.exp(math.fsum(logs) / count), math.exp(low), math.exp(high), confidence, count
+    )
+
+
+def widened_tail(count: int, confidence: float) -> float:
+    """The percentile to read, instead of ``(1 - confidence) / 2``, from ``count`` samples."""
+    t = student_quantile(1 - (1 - confidence) / 2, count - 1)
+    return statistics.NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t, by bisection of its distribution function."""
+    low, high = -1000.0, 1000.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if _student_cdf(middle, freedom) < probability:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _student_cdf(t: float, freedom: int) -> float:
+    """The finite series for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    theta = math.atan2(t, math.sqrt(freedom))
+    cosine, sine = math.cos(theta), math.sin(theta)
+    term, total = (cosine, cosine) if freedom % 2 else (1.0, 1.0)
+    start = 3 if freedom % 2 else 2
+    for k in range(start, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    if freedom == 1:
+        return 0.5 + theta / math.pi
+    if freedom % 2:
+        return 0.5 + (theta + sine * total) / math.pi
+    return 0.5 + sine * total / 2

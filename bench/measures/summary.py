@@ -1,0 +1,237 @@
+"""Records of one run become its figures and its verdict.
+
+Failed requests are in no latency and in every denominator. Figures that would mislead (too few
+samples, a client that was late, caches that were not as intended) are withheld or called invalid.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.measures.slo import met
+from bench.records import STAGES, TIERS, Record
+from bench.result import Distribution, Hits, RunResult, Slo, TenantSummary, Verdict
+from bench.statistics import percentile, supports_percentile
+
+LAG_FLOOR_SECONDS = 0.001
+LAG_OF_TTFT = 0.05
+"""The client's lag p99 may be a millisecond, or this fraction of the TTFT's median if more."""
+
+HITS_OFF = 0.02
+"""How far the achieved hit ratio may be from the intended one."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was to be. ``open_loop``: requests had times of their own. ``server_hits``: hit
+    ratio by the server's own counters, where its answers tell nothing."""
+
+    open_loop: bool
+    hit_ratio: float
+    slo: Slo | None = None
+    server_hits: float | None = None
+    interrupted: bool = False
+
+
+def summary(records: Sequence[Record], asked: Asked) -> RunResult:
+    """Figures of the measured requests among ``records``; the caller adds settings."""
+    measured = [record for record in records if record.phase == "measured"]
+    good = [record for record in measured if record.ok]
+    latencies = _latencies(good)
+    hits = _hits(good, asked)
+    seconds = span(measured)
+    tenants = tuple(
+        _tenant(name, [record for record in measured if record.tenant == name], seconds)
+        for name in dict.fromkeys(record.tenant for record in measured)
+    )
+    metrics = {
+        **_flat(latencies),
+        **_rates(measured, good, seconds, asked.slo),
+        **_hit_figures(hits),
+        **_fairness(tenants),
+    }
+    stages = {
+        name: told
+        for name in STAGES
+        if (told := distribution([r.stages[name] for r in good if name in r.stages]))
+    }
+    return RunResult(
+        verdict=_verdict(measured, good, hits, asked),
+        metrics={name: round(value, 6) for name, value in metrics.items()},
+        latencies=latencies,
+        hits=hits,
+        stages=stages,
+        tenants=tenants,
+        errors=dict(Counter(_kind(record.error) for record in measured if not record.ok)),
+        slo=asked.slo,
+    )
+
+
+def distribution(values: Sequence[float]) -> Distribution | None:
+    """Of ``values`` as they are; None without any."""
+    if not values:
+        return None
+    ordered = sorted(values)
+
+    def at(rank: float) -> float | None:
+        enough = rank == 50 or supports_percentile(len(ordered), rank)
+        return round(percentile(ordered, rank), 4) if enough else None
+
+    return Distribution(
+        count=len(ordered),
+        mean=round(statistics.fmean(ordered), 4),
+        p50=at(50),
+        p90=at(90),
+        p95=at(95),
+        p99=at(99),
+        max=round(ordered[-1], 4),
+    )
+
+
+def span(measured: Sequence[Record]) -> float:
+    """Seconds from the first intended send to the last answer."""
+    if not measured:
+        return 0.0
+    return max(r.finished for r in measured) - min(r.intended for r in measured)
+
+
+def _latencies(good: Sequence[Record]) -> dict[str, Distribution]:
+    seconds: Mapping[str, Iterable[float]] = {
+        "ttft": [record.ttft for record in good],
+        "first_itl": [record.gaps[0] for record in good if len(record.tokens) > 1],
+        "itl": [gap for record in good for gap in record.gaps],
+        "tpot": [tpot for record in good if (tpot := record.tpot) is not None],
+        "e2e": [record.e2e for record in good],
+        "service_ttft": [record.service_ttft for record in good],
+        "service_e2e": [record.service_e2e for record in good],
+        "lag": [record.lag for record in good],
+    }
+    return {
+        name: told
+        for name, values in seconds.items()
+        if (told := distribution([value * 1000 for value in values]))
+    }
+
+
+def _flat(latencies: Mapping[str, Distribution]) -> dict[str, float]:
+    found = {}
+    for name, told in latencies.items():
+        for rank in ("mean", "p50", "p90", "p95", "p99", "max"):
+            value = getattr(told, rank)
+            if value is not None:
+                found[f"{rank}_{name}_ms"] = value
+    return found
+
+
+def _rates(
+    measured: Sequence[Record], good: Sequence[Record], seconds: float, slo: Slo | None
+) -> dict[str, float]:
+    span_seconds = max(seconds, 1e-9)
+    figures = {
+        "requests": float(len(measured)),
+        "errors": float(len(measured) - len(good)),
+        "duration_s": seconds,
+        "request_throughput": len(good) / span_seconds,
+        "input_throughput": sum(r.prompt_tokens or 0 for r in good) / span_seconds,
+        "output_throughput": sum(r.output_tokens or len(r.tokens) for r in good) / span_seconds,
+    }
+    if slo is not None and measured:
+        kept = sum(met(record, slo) for record in measured)
+        figures["goodput"] = kept / span_seconds
+        figures["slo_attainment"] = kept / len(measured)
+    return figures
+
+
+def _hits(good: Sequence[Record], asked: Asked) -> Hits:
+    total = sum(record.prompt_tokens or 0 for record in good)
+    cached = sum(record.cached_tokens or 0 for record in good)
+    achieved = cached / total if total else None
+    if not cached and asked.server_hits is not None:
+        achieved = asked.server_hits
+    elif not cached and asked.hit_ratio > HITS_OFF:
+        achieved = None  # servers that do not tell and servers that have no hits look alike
+    by_tier = {tier: sum(record.tiers.get(tier, 0) for record in good) for tier in TIERS}
+    return Hits(
+        intended=asked.hit_ratio,
+        achieved=achieved,
+        by_tier={tier: n / total for tier, n in by_tier.items() if n} if total else {},
+    )
+
+
+def _hit_figures(hits: Hits) -> dict[str, float]:
+    figures = {"hit_ratio_intended": hits.intended}
+    if hits.achieved is not None:
+        figures["hit_ratio"] = hits.achieved
+    return {**figures, **{f"hit_ratio_{tier}": ratio for tier, ratio in hits.by_tier.items()}}
+
+
+def _tenant(name: str, records: Sequence[Record], seconds: float) -> TenantSummary:
+    good = [record for record in records if record.ok]
+    told = distribution([record.ttft * 1000 for record in good])
+    prompts = sum(record.prompt_tokens or 0 for record in good)
+    return TenantSummary(
+        tenant=name,
+        requests=len(records),
+        errors=len(records) - len(good),
+        p50_ttft_ms=told.p50 if told else None,
+        p99_ttft_ms=told.p99 if told else None,
+        output_tokens_per_s=sum(r.output_tokens or 0 for r in good) / max(seconds, 1e-9),
+        hit_ratio=sum(r.cached_tokens or 0 for r in good) / prompts if prompts else None,
+    )
+
+
+def _fairness(tenants: Sequence[TenantSummary]) -> dict[str, float]:
+    """Jain's index over the tenants' median TTFT: 1 if all wait alike, 1/n if one waits alone."""
+    waits = [tenant.p50_ttft_ms for tenant in tenants if tenant.p50_ttft_ms]
+    if len(waits) < 2:
+        return {}
+    return {"fairness": sum(waits) ** 2 / (len(waits) * sum(wait**2 for wait in waits))}
+
+
+def _verdict(
+    measured: Sequence[Record], good: Sequence[Record], hits: Hits, asked: Asked
+) -> Verdict:
+    reasons = []
+    if not good:
+        reasons.append("no request was answered")
+    if asked.interrupted:
+        reasons.append("it was stopped before its end")
+    if asked.open_loop and good:
+        lag = percentile([record.lag for record in good], 99)
+        ttft = percentile([record.service_ttft for record in good], 50)
+        if lag > (limit := max(LAG_FLOOR_SECONDS, LAG_OF_TTFT * ttft)):
+            reasons.append(
+                f"the client was late: schedule lag p99 {lag * 1000:.1f} ms, allowed are "
+                f"{limit * 1000:.1f} ms; more --processes or a lower rate help"
+            )
+    if hits.achieved is None:
+        if hits.intended > HITS_OFF:
+            reasons.append("the server tells no cached tokens, so the hit ratio is not known")
+    elif abs(hits.achieved - hits.intended) > HITS_OFF:
+        reasons.append(f"the hit ratio was {hits.achieved:.1%} and meant to be {hits.intended:.1%}")
+    if reasons:
+        return Verdict(valid=False, sentence=f"INVALID: {'; '.join(reasons)}.", reasons=(*reasons,))
+    return Verdict(valid=True, sentence=_sentence(measured, good, asked))
+
+
+def _sentence(measured: Sequence[Record], good: Sequence[Record], asked: Asked) -> str:
+    ttft = percentile([record.ttft for record in good], 50)
+    failed = len(measured) - len(good)
+    answered = (
+        f"all {len(measured)} requests were answered"
+        if not failed
+        else f"{failed} of {len(measured)} requests failed"
+    )
+    sentence = f"VALID: {answered}, half of them with a first token within {ttft * 1000:.0f} ms"
+    if asked.slo is not None:
+        kept = sum(met(record, asked.slo) for record in measured) / len(measured)
+        sentence += f", {kept:.0%} within {asked.slo.name}"
+    return sentence + "."
+
+
+def _kind(error: str) -> str:
+    """An error's first line, short enough to count alike ones together."""
+    return error.splitlines()[0][:120]
