@@ -8,25 +8,32 @@ delay instead of hiding it.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
+
+from bench.errors import Malformed, RequestFailed
+from bench.events import EventReader, Outcome
+from bench.http import Pool, Target
+
+__all__ = ["Body", "Client", "Endpoint", "RequestFailed", "Timeline", "at", "failed"]
 
 Body = Mapping[str, Any]
 
-_DONE = b"[DONE]"
+_SHOWN = 300
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server listens: ``base`` is ``http://host:port``; ``socket`` a Unix socket's path."""
+    """Where a server listens: ``base`` is ``http://host:port`` or ``https://host:port``, perhaps
+    with a path before the API's; ``socket`` a Unix socket's path."""
 
     base: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -37,7 +44,10 @@ class Endpoint:
 class Timeline:
     """One streamed request. ``error`` is empty for one that ended well.
 
-    ``tokens`` are the arrivals of the chunks that carried a token, in order.
+    ``sent`` is when the client took the request up: connecting, where needed, counts after it.
+    ``tokens`` are the arrivals of the events that carried a token, in order. ``usage`` is what the
+    server counted, as it told it; the numbers beside it are 0 where it told none. ``text`` is
+    filled for those who ask for it, ``trailer`` by a server that tells more at the end.
     """
 
     intended: float
@@ -50,6 +60,10 @@ class Timeline:
     completion_tokens: int
     cached_tokens: int
     headers: Mapping[str, str]
+    first_byte: float | None = None
+    text: str = ""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    trailer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ttft(self) -> float:
@@ -80,18 +94,18 @@ def failed(intended: float, error: str) -> Timeline:
     )
 
 
-class RequestFailed(Exception):
-    """A request that had to succeed did not; the message says how."""
-
-
 class Client:
-    """One connection pool for each endpoint. Used by many tasks of one event loop."""
+    """Kept connections to any number of endpoints. Used by many tasks of one event loop."""
 
-    def __init__(self, seconds: float) -> None:
-        """``seconds``: after which any one request is given up."""
-        self._timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=10)
-        self._sessions: dict[Path | None, aiohttp.ClientSession] = {}
-        self._stack = AsyncExitStack()
+    def __init__(
+        self, seconds: float, *, trailer: str = "kvferry", tls: ssl.SSLContext | None = None
+    ) -> None:
+        """``seconds``: after which any one request is given up. ``trailer``: the name of the object
+        beside the last usage that timelines keep. ``tls``: for https, else the system's default.
+        """
+        self._pool = Pool(seconds, tls)
+        self._trailer = trailer
+        self._places: dict[tuple[str, Path | None], tuple[Target, str, str]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,28 +116,47 @@ class Client:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._stack.aclose()
+        await self._pool.close()
 
-    async def stream(self, endpoint: Endpoint, body: Body, intended: float) -> Timeline:
-        """Send ``body`` to ``/v1/completions``, streaming. Failures are in the timeline."""
+    @property
+    def connections(self) -> int:
+        """How many connections are open, idle ones too."""
+        return self._pool.connections
+
+    async def stream(
+        self,
+        endpoint: Endpoint,
+        body: Body,
+        intended: float,
+        *,
+        path: str = "/v1/completions",
+        keep_text: bool = False,
+    ) -> Timeline:
+        """Send ``body``, streaming. Failures are in the timeline."""
         asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        reading = _Reading(intended)
+        content = msgspec.json.encode(asked)
+        return await self.send(endpoint, path, content, intended, keep_text=keep_text)
+
+    async def send(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        content: bytes,
+        intended: float,
+        *,
+        keep_text: bool = False,
+    ) -> Timeline:
+        """Send an encoded body that asks for a stream. Failures are in the timeline."""
+        answer = _Streamed(Outcome(self._trailer, keep_text))
+        sent = time.monotonic()
+        error = ""
         try:
-            async with (await self._session(endpoint)).post(
-                f"{endpoint.base}/v1/completions",
-                data=msgspec.json.encode(asked),
-                headers={"content-type": "application/json", **endpoint.headers},
-            ) as response:
-                reading.status = response.status
-                reading.headers = {name.lower(): value for name, value in response.headers.items()}
-                if response.status != 200:
-                    reading.error = f"status {response.status}: {(await response.text())[:300]}"
-                else:
-                    async for line in response.content:
-                        reading.take(line, time.monotonic())
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            reading.error = f"{type(error).__name__}: {error}"
-        return reading.timeline()
+            target, request = self._request(endpoint, "POST", path, content)
+            await self._pool.exchange(target, request, answer)
+            answer.finish()
+        except RequestFailed as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        return answer.timeline(intended, sent, error)
 
     async def post(
         self, endpoint: Endpoint, path: str, body: Body | None = None
@@ -144,31 +177,52 @@ class Client:
         return (await self._call(endpoint, "GET", path, b"")).decode(errors="replace")
 
     async def _call(self, endpoint: Endpoint, method: str, path: str, content: bytes) -> bytes:
-        headers = {"content-type": "application/json", **endpoint.headers}
+        answer = _Whole()
         try:
-            async with (await self._session(endpoint)).request(
-                method, endpoint.base + path, data=content, headers=headers
-            ) as response:
-                answer = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            target, request = self._request(endpoint, method, path, content)
+            await self._pool.exchange(target, request, answer)
+        except RequestFailed as error:
             raise RequestFailed(f"{method} {path}: {type(error).__name__}: {error}") from None
-        if response.status >= 300:
-            shown = answer[:300].decode(errors="replace")
-            raise RequestFailed(f"{method} {path}: status {response.status}: {shown}")
-        return answer
+        got = b"".join(answer.pieces)
+        if answer.status >= 300:
+            shown = got[:_SHOWN].decode(errors="replace")
+            raise RequestFailed(f"{method} {path}: status {answer.status}: {shown}")
+        return got
 
-    async def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
-        session = self._sessions.get(endpoint.socket)
-        if session is None:
-            path = endpoint.socket
-            connector = (
-                aiohttp.TCPConnector(limit=0)
-                if path is None
-                else aiohttp.UnixConnector(str(path), limit=0)
-            )
-            session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
-            self._sessions[path] = await self._stack.enter_async_context(session)
-        return session
+    def _request(
+        self, endpoint: Endpoint, method: str, path: str, content: bytes
+    ) -> tuple[Target, bytes]:
+        key = (endpoint.base, endpoint.socket)
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = _place(endpoint)
+        target, host, prefix = place
+        headers = {"host": host, "content-type": "application/json", **endpoint.headers}
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        lines.append(f"content-length: {len(content)}")
+        lines.insert(0, f"{method} {prefix}{path} HTTP/1.1")
+        for line in lines:
+            if "\r" in line or "\n" in line:
+                raise Malformed(f"a line break in {line[:80]!r}")
+        try:
+            head = "\r\n".join(lines).encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise Malformed(f"the path or a header cannot be sent: {error}") from None
+        return target, b"%b\r\n\r\n%b" % (head, content)
+
+
+def _place(endpoint: Endpoint) -> tuple[Target, str, str]:
+    """Its target, the Host header and the path before the API's. Raises Malformed."""
+    try:
+        parts = urlsplit(endpoint.base)
+        port = parts.port
+    except ValueError as error:
+        raise Malformed(f"{endpoint.base} is no address: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Malformed(f"{endpoint.base} is no http:// or https:// address")
+    secure = parts.scheme == "https"
+    target = Target(parts.hostname, port or (443 if secure else 80), secure, endpoint.socket)
+    return target, parts.netloc.rpartition("@")[2], parts.path.rstrip("/")
 
 
 def _object(path: str, answer: bytes) -> Mapping[str, Any]:
@@ -178,56 +232,87 @@ def _object(path: str, answer: bytes) -> Mapping[str, Any]:
         raise RequestFailed(f"{path} answered no JSON object: {error}") from None
 
 
-class _Reading:
+class _Whole:
+    """An answer that is looked at when it is whole."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.pieces: list[bytes] = []
+
+    def head(self, status: int, headers: Mapping[str, str], first_byte: float) -> None:
+        """See Answer."""
+        self.status = status
+
+    def body(self, piece: bytes, now: float) -> None:
+        """See Answer."""
+        self.pieces.append(piece)
+
+
+class _Streamed:
     """A timeline in the making."""
 
-    def __init__(self, intended: float) -> None:
-        self.status = 0
-        self.error = ""
-        self.headers: Mapping[str, str] = {}
-        self._intended = intended
-        self._sent = time.monotonic()
-        self._tokens: list[float] = []
-        self._usage: Mapping[str, Any] = {}
-        self._done = False
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._reader = EventReader()
+        self._status = 0
+        self._headers: Mapping[str, str] = {}
+        self._first_byte: float | None = None
+        self._last = 0.0
+        self._refusal = b""
 
-    def take(self, line: bytes, now: float) -> None:
-        """One line of the event stream, which arrived at ``now``."""
-        if not line.startswith(b"data:"):
-            return
-        content = line[5:].strip()
-        if content == _DONE:
-            self._done = True
-            return
-        event = msgspec.json.decode(content)
-        if "error" in event:
-            self.error = f"error in the stream: {event['error']}"[:300]
-        if event.get("choices"):  # one chunk for a token, even for one whose text is empty
-            self._tokens.append(now)
-        self._usage = event.get("usage") or self._usage
+    def head(self, status: int, headers: Mapping[str, str], first_byte: float) -> None:
+        """See Answer."""
+        self._status = status
+        self._headers = headers
+        self._first_byte = first_byte
 
-    def timeline(self) -> Timeline:
-        error = self.error
-        if not error and not self._done:
-            error = "the stream broke off"
-        if not error and not self._tokens:
-            error = "no token came"
-        details = self._usage.get("prompt_tokens_details") or {}
+    def body(self, piece: bytes, now: float) -> None:
+        """See Answer."""
+        self._last = now
+        if self._status == 200:
+            for event in self._reader.feed(piece):
+                self._outcome.take(event, now)
+        elif len(self._refusal) < _SHOWN:
+            self._refusal += piece
+
+    def finish(self) -> None:
+        """The answer is whole. Raises Malformed."""
+        for event in self._reader.finish():
+            self._outcome.take(event, self._last)
+
+    def timeline(self, intended: float, sent: float, error: str) -> Timeline:
+        """What came of it; ``error`` is the exchange's own."""
+        outcome = self._outcome
         return Timeline(
-            intended=self._intended,
-            sent=self._sent,
-            tokens=tuple(self._tokens),
+            intended=intended,
+            sent=sent,
+            tokens=tuple(outcome.tokens),
             finished=time.monotonic(),
-            status=self.status,
-            error=error,
-            prompt_tokens=self._usage.get("prompt_tokens", 0),
-            completion_tokens=self._usage.get("completion_tokens", 0),
-            cached_tokens=details.get("cached_tokens") or 0,
-            headers=self.headers,
+            status=self._status,
+            error=outcome.error or error or self._ended(),
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
+            cached_tokens=outcome.cached_tokens,
+            headers=self._headers,
+            first_byte=self._first_byte,
+            text=outcome.text,
+            usage=outcome.usage,
+            trailer=outcome.trailer,
         )
+
+    def _ended(self) -> str:
+        if self._status != 200:
+            return f"status {self._status}: {self._refusal[:_SHOWN].decode(errors='replace')}"
+        return self._outcome.ended()
 
 
 async def at(moment: float) -> float:
-    """Sleep until ``moment`` of the monotonic clock; returns it, the intended time."""
-    await asyncio.sleep(max(0.0, moment - time.monotonic()))
+    """Sleep until ``moment`` of the monotonic clock; returns it, the intended time.
+
+    Never returns early: an event loop may round a sleep down by half a millisecond.
+    """
+    left = moment - time.monotonic()
+    while left > 0:
+        await asyncio.sleep(left)
+        left = moment - time.monotonic()
     return moment
