@@ -1,16 +1,24 @@
-"""What can go wrong with a request.
+"""What can go wrong in a benchmark; every message is one line that says what to do or what failed.
 
-RequestFailed           a request that had to succeed did not; the message says how
-├── Unreachable         no connection: nobody listens, no such name, refused by TLS
-├── Cut                 the connection ended before the answer did
-├── Overdue             no whole answer within the time the request had
-└── Malformed           what came, or what was to be sent, is against the protocol or the bounds
+BenchError
+├── RequestFailed           a request that had to succeed did not; the message says how
+│   ├── Unreachable         no connection: nobody listens, no such name, refused by TLS
+│   ├── Cut                 the connection ended before the answer did
+│   ├── Overdue             no whole answer within the time the request had
+│   └── Malformed           what came, or was to be sent, is against the protocol or the bounds
+├── load.errors.BadLoad     a workload, a length or a trace that cannot be
+├── driving.fleet.LoadFailed        the load could not be put on
+└── reporting.files.BadResult       a folder that holds no run that can be read
 """
 
 from __future__ import annotations
 
 
-class RequestFailed(Exception):
+class BenchError(Exception):
+    """The root of the tree."""
+
+
+class RequestFailed(BenchError):
     """A request that had to succeed did not; the message says how."""
 
 

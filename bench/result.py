@@ -80,3 +80,15 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     schedule_sha256: str = ""
     settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
     environment: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+
+class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command other than a run found. ``detail``: whatever explains its metrics."""
+
+    schema: int = SCHEMA
+    command: str
+    verdict: Verdict
+    metrics: Mapping[str, float]
+    detail: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    environment: Mapping[str, Any] = msgspec.field(default_factory=dict)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.cli import main as bench_main
 from deploy import checks, dram, models, places, supervisor
 from kvstore import cluster, keeper, worker
 from kvstore.cluster import ClusterConfig
@@ -51,7 +52,10 @@ every part by itself (each host of a cluster runs what is its own):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 2: a setting is wrong (one line says which); 130: killed."""
-    options = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["bench"]:
+        return bench_main(words[1:])
+    options = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -84,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     keygen = commands.add_parser("keygen", help="make an API key for a tenant")
     keygen.add_argument("tenant", help="the tenant's name in the cluster file")
     keygen.set_defaults(run=_keygen)
+    # Listed here; its own parser reads the words after it.
+    commands.add_parser("bench", help="measure this or any other server", add_help=False)
     return parser
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from bench.driving import frames
 from bench.driving.target import Target
+from bench.errors import BenchError
 from bench.load.schedule import Schedule
 from bench.records import Record
 
@@ -29,7 +30,7 @@ Watch = Callable[[Sequence[Record], int, int], None]
 """Told new records, how many requests have been sent so far and how many are under way."""
 
 
-class LoadFailed(Exception):
+class LoadFailed(BenchError):
     """The load could not be put on; the message is one line."""
 
 

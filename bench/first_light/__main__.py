@@ -20,8 +20,9 @@ from typing import Any
 
 import msgspec
 
+from bench import environment
 from bench.client import Client
-from bench.first_light import environment, report
+from bench.first_light import report
 from bench.first_light.bounds import BOUNDS, TOTAL_MINUTES, Bound, Verdict, verdict
 from bench.first_light.parts.dram import Dram
 from bench.first_light.parts.greedy import Greedy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bench.errors import BenchError
 
-class BadLoad(Exception):
+
+class BadLoad(BenchError):
     """A workload, a length or a trace that cannot be; the message is one line."""

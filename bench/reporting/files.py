@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.errors import BenchError
 from bench.records import Record
 from bench.reporting.page import render_page
 from bench.reporting.run_report import run_document
@@ -22,7 +23,7 @@ REPORT = "report.html"
 _COLUMNS = ("count", "mean", "p50", "p90", "p95", "p99", "max")
 
 
-class BadResult(Exception):
+class BadResult(BenchError):
     """A folder that holds no run that can be read; the message is one line and names the file."""
 
 

@@ -60,10 +60,10 @@ class Handover:
 
 
 def after_prefill_ms(header: str) -> float:
-    """``first_token - prefill`` of a Server-Timing header, ms; 0 where the first token came before
-    the prefill leg's end was known. Raises MeasureFailed without the header.
+    """``first_token - prefill_ended`` of a Server-Timing header, ms; 0 where the first token came
+    before the prefill leg's end was known. Raises MeasureFailed without the header.
     """
     figures = {name: float(value) for name, value in _FIGURE.findall(header)}
     if "first_token" not in figures:
         raise MeasureFailed(f"the proxy sent no {TIMING_HEADER} with the first token: {header!r}")
-    return figures["first_token"] - figures.get("prefill", figures["first_token"])
+    return figures["first_token"] - figures.get("prefill_ended", figures["first_token"])

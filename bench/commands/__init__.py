@@ -1,0 +1,1 @@
+"""``kvferry bench COMMAND``, one file each."""
