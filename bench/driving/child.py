@@ -12,7 +12,7 @@ import uvloop
 
 from bench.client import Client
 from bench.driving import frames
-from bench.driving.driver import Driver
+from bench.driving.driver import Driver, TargetServer
 from bench.records import Record
 
 TELL_SECONDS = 0.1
@@ -34,7 +34,8 @@ async def serve(reader: StreamReader, writer: StreamWriter) -> None:
 async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter) -> None:
     waiting: list[Record] = []
     async with Client(job.target.seconds) as client:
-        driver = Driver(client, job.target, job.schedule, job.salt, waiting.append)
+        server = TargetServer(client, job.target)
+        driver = Driver(server, job.schedule, job.salt, waiting.append)
         await _tell(writer, frames.Prepared())
         begin = await frames.for_child(reader)
         if not isinstance(begin, frames.Begin):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bench.client import Client, Timeline
 from bench.driving.target import Target
@@ -18,14 +18,43 @@ PATH_HEADER = "x-kvferry-path"
 Keep = Callable[[Record], None]
 
 
+class Server(Protocol):
+    """Whatever answers a planned request."""
+
+    def body(self, talk: Sequence[str], output_tokens: int) -> bytes:
+        """JSON of a request; ``talk``: user and assistant in turn."""
+
+    async def send(
+        self, planned: Planned, body: bytes, intended: float, keep_text: bool
+    ) -> Timeline:
+        """The answer; failures are in the timeline."""
+
+
+class TargetServer:
+    """A server that is reached by address."""
+
+    def __init__(self, client: Client, target: Target) -> None:
+        self._client = client
+        self._target = target
+
+    def body(self, talk: Sequence[str], output_tokens: int) -> bytes:
+        """See Server."""
+        return self._target.body(talk, output_tokens)
+
+    async def send(
+        self, planned: Planned, body: bytes, intended: float, keep_text: bool
+    ) -> Timeline:
+        """See Server."""
+        endpoint = self._target.endpoint(planned.tenant)
+        path = self._target.path
+        return await self._client.send(endpoint, path, body, intended, keep_text=keep_text)
+
+
 class Driver:
     """Sends a schedule's measured requests. ``keep`` is given each record as it comes to be."""
 
-    def __init__(
-        self, client: Client, target: Target, schedule: Schedule, salt: str, keep: Keep
-    ) -> None:
-        self._client = client
-        self._target = target
+    def __init__(self, server: Server, schedule: Schedule, salt: str, keep: Keep) -> None:
+        self._server = server
         self._pacing: Pacing = schedule.pacing
         self._in_flight_limit = schedule.in_flight
         self._names = schedule.tenants
@@ -34,7 +63,7 @@ class Driver:
         self._talks = conversations(schedule.requests)
         # Encoded before the clock runs: making bodies under load would delay the schedule.
         self._first = {
-            talk[0].number: target.body((self._prompt(talk[0]),), talk[0].output_tokens)
+            talk[0].number: server.body((self._prompt(talk[0]),), talk[0].output_tokens)
             for talk in self._talks
         }
         self._begin = 0.0
@@ -75,7 +104,7 @@ class Driver:
             if planned.turn:
                 intended = time.monotonic() + planned.think
                 await asyncio.sleep(planned.think)
-                body = self._target.body((*said, self._prompt(planned)), planned.output_tokens)
+                body = self._server.body((*said, self._prompt(planned)), planned.output_tokens)
             more = len(talk) > 1
             timeline = await self._send(planned, body, intended, keep_text=more)
             if timeline.error:
@@ -89,13 +118,7 @@ class Driver:
         self.sent += 1
         sent = time.monotonic()
         try:
-            timeline = await self._client.send(
-                self._target.endpoint(planned.tenant),
-                self._target.path,
-                body,
-                intended,
-                keep_text=keep_text,
-            )
+            timeline = await self._server.send(planned, body, intended, keep_text)
         except asyncio.CancelledError:
             self._keep(self._cut_off(planned, intended, sent))
             raise
