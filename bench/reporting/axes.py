@@ -13,6 +13,8 @@ LARGEST = 1e300
 """Values are cut to this, so that a difference of two never overflows."""
 SMALLEST = 1e-300
 """What is closer to zero is drawn as zero, so that no step ever underflows."""
+STEPS = 5
+"""About as many between the ticks of a linear axis."""
 ALIKE = 1e-9
 """Values that differ by less, relative to their size, are drawn as one."""
 
@@ -38,14 +40,16 @@ class Axis:
 
 
 def linear_axis(
-    values: Iterable[float], *, from_zero: bool = False, snug: bool = False, count: int = 5
+    values: Iterable[float], *, from_zero: bool = False, snug: bool = False, whole: bool = False
 ) -> Axis:
-    """An axis over the values with about ``count`` steps. ``snug``: it ends where they end."""
+    """An axis over the values. ``snug``: it ends where they end; ``whole``: they are counts."""
     low, high = _extent(values)
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     low, high = _widened(low, high)
-    step = _step((high - low) / count)
+    step = _step((high - low) / STEPS)
+    if whole:
+        step = max(step, 1.0)
     if not snug:
         low = math.floor(low / step + ALIKE) * step
         high = math.ceil(high / step - ALIKE) * step

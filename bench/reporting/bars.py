@@ -46,7 +46,7 @@ def bars_svg(plot: Bars) -> str:
                 _draw_bar(canvas, (left, right, y), axis, value, colour(index))
             y += _BAR
         y += _GAP
-    return _close(canvas, y, plot.x_label, label)
+    return _close(canvas, y - _GAP, plot.x_label, label)
 
 
 def _draw_bar(
@@ -85,7 +85,7 @@ def stacked_bars_svg(plot: StackedBars) -> str:
                 )
         canvas.text(x + 5, y + 17, tell(float(totals[bar])), "value")
         y += 26 + _GAP
-    return _close(canvas, y, plot.x_label, label)
+    return _close(canvas, y - _GAP, plot.x_label, label)
 
 
 def _draw_part(

@@ -40,7 +40,9 @@ def lines_svg(plot: Lines) -> str:
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
     x_axis = log_axis(xs) if plot.log_x else linear_axis(xs, snug=True)
-    y_axis = linear_axis([*ys, *([plot.limit.value] if plot.limit else [])], from_zero=True)
+    limit = [plot.limit.value] if plot.limit else []
+    whole = all(isinstance(y, int) for y in ys)
+    y_axis = linear_axis([*ys, *limit], from_zero=True, whole=whole)
     frame = framed(x_axis, y_axis, above, beside)
     draw_frame(canvas, frame, plot.x_label, plot.y_label)
     for index, curve in enumerate(curves):

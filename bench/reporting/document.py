@@ -46,8 +46,10 @@ class Table:
                 raise ValueError(f"a row of {len(row)} cells in {len(self.columns)} columns")
 
     def numeric(self, column: int) -> bool:
-        """Whether that column holds numbers."""
-        return any(isinstance(row[column], (int, float)) for row in self.rows)
+        """Whether that column holds numbers, or percentiles that are withheld."""
+        return any(
+            isinstance(row[column], (int, float)) or row[column] == TOO_FEW for row in self.rows
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from bench.reporting.wording import cells, clean
 
-WIDTH = 400.0
+WIDTH = 375.0
 FONT = 12.0
 LEGEND_ROW = 17.0
 COLOURS = 6

@@ -68,14 +68,14 @@ def _verdict(document: Document) -> str:
 
 def _section(section: Section) -> str:
     parts: list[str] = []
-    for plots, blocks in groupby(section.blocks, key=_is_plot):
+    for prose, blocks in groupby(section.blocks, key=_is_prose):
         drawn = "\n".join(_block(block) for block in blocks)
-        parts.append(f'<div class="plots">{drawn}</div>' if plots else drawn)
+        parts.append(drawn if prose else f'<div class="beside">{drawn}</div>')
     return f"<section>\n<h2>{quoted(section.heading)}</h2>\n{''.join(parts)}\n</section>"
 
 
-def _is_plot(block: Block) -> bool:
-    return not isinstance(block, (Paragraph, Table))
+def _is_prose(block: Block) -> bool:
+    return isinstance(block, Paragraph)
 
 
 def _block(block: Block) -> str:
@@ -108,8 +108,9 @@ def _table(table: Table) -> str:
     rows = "\n".join(_row(row, numeric) for row in table.rows)
     # A wide table scrolls in its own box; it takes the focus so that keys can scroll it.
     return (
-        f'<div class="scroll" tabindex="0"><table>{caption}<thead><tr>{heads}</tr></thead>\n'
-        f"<tbody>{rows}</tbody></table></div>{_note(table.note)}"
+        f'<div class="table"><div class="scroll" tabindex="0"><table>{caption}'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+        f"{_note(table.note)}</div>"
     )
 
 

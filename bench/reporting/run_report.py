@@ -53,14 +53,16 @@ def run_document(result: RunResult, records: Sequence[Record]) -> Document:
     good = [record for record in measured if record.ok]
     sections = [
         *_errors(result, len(measured)),
-        Section("Latency", [latency_table(result.latencies), *_distributions(good, result.slo)]),
-        Section("Throughput", [_figures(result.metrics)]),
+        Section(
+            "Latency and throughput",
+            [*_latencies(result.latencies), _figures(result.metrics)],
+        ),
+        Section("Distributions", _distributions(good, result.slo)),
         Section("Over time", timeline(measured) or [Paragraph("No request was measured.")]),
         *_breakdown(result.stages, good),
         Section("Prompt cache", _cache(result.hits)),
         *_tenants(result.tenants, result.metrics),
-        Section("Settings", _settings(result), page_only=True),
-        Section("Environment", [_listing("environment", result.environment)], page_only=True),
+        Section("Settings and environment", _settings(result), page_only=True),
     ]
     return Document(f"kvferry bench {result.command}", _subtitle(result), result.verdict, sections)
 
@@ -73,6 +75,12 @@ def latency_table(latencies: Mapping[str, Distribution], first: str = "") -> Tab
     return Table([first, "mean", *RANKS, "max", "samples"], rows, _LATENCY_NOTE)
 
 
+def _latencies(latencies: Mapping[str, Distribution]) -> list[Block]:
+    if not latencies:
+        return [Paragraph("No request was answered, so there is no latency.")]
+    return [latency_table(latencies)]
+
+
 def _row(told: Distribution) -> list[Cell]:
     ranks = (getattr(told, rank) for rank in RANKS)
     percentiles = (TOO_FEW if value is None else float(value) for value in ranks)
@@ -82,7 +90,7 @@ def _row(told: Distribution) -> list[Cell]:
 def _subtitle(result: RunResult) -> str:
     parts = [str(result.settings[key]) for key in ("model", "url") if result.settings.get(key)]
     if (requests := result.metrics.get("requests")) is not None:
-        parts.append(f"{requests:,.0f} requests")
+        parts.append(f"{requests:,.0f} request{'' if requests == 1 else 's'}")
     if (seconds := result.metrics.get("duration_s")) is not None:
         parts.append(f"{seconds:,.1f} s")
     return " · ".join(parts)
@@ -166,7 +174,9 @@ def _paths(good: Sequence[Record]) -> list[Block]:
             by_path[record.path].append(record.ttft * 1000)
     if not by_path:
         return []
-    rows = [[path, len(ttfts), median(ttfts)] for path, ttfts in sorted(by_path.items())]
+    rows: list[list[Cell]] = [
+        [path, len(ttfts), median(ttfts)] for path, ttfts in sorted(by_path.items())
+    ]
     return [Table(["path", "requests", "TTFT p50, ms"], rows)]
 
 
@@ -225,7 +235,7 @@ def _settings(result: RunResult) -> list[Block]:
     settings = dict(result.settings)
     if result.schedule_sha256:
         settings["schedule sha256"] = result.schedule_sha256
-    return [_listing("setting", settings)]
+    return [_listing("setting", settings), _listing("environment", result.environment)]
 
 
 def _listing(name: str, values: Mapping[str, Any]) -> Table:

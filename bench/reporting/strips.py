@@ -1,4 +1,4 @@
-"""The heat strip: columns of time, rows of latency, darker where more requests fell."""
+"""The heat strip: columns of time, rows of latency, stronger in colour where more fell."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ _FAINTEST = 0.12
 
 def heat_strip_svg(plot: HeatStrip) -> str:
     """The bins that hold anything, each shaded by the root of its count."""
-    label = f"{plot.title}: {plot.y_label} over {plot.x_label}, darker where there are more"
+    label = (
+        f"{plot.title}: {plot.y_label} over {plot.x_label}, stronger in colour where there are more"
+    )
     most = max((count for column in plot.counts for count in column), default=0)
     if most <= 0:
         return no_data(label)
     x_axis = linear_axis(plot.x_edges, snug=True)
-    y_axis = log_axis(plot.y_edges) if plot.log_y else linear_axis(plot.y_edges, snug=True)
+    y_axis = log_axis(plot.y_edges) if plot.log_y else linear_axis(plot.y_edges)
     canvas = Canvas()
     frame = framed(x_axis, y_axis, 0.0)
     draw_frame(canvas, frame, plot.x_label, plot.y_label)

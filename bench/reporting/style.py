@@ -54,28 +54,32 @@ p{margin:.5rem 0;max-width:46rem}
 .verdict{margin:1.1rem 0 0;padding:.7rem .95rem;background:var(--panel);
 border-left:4px solid var(--good);border-radius:0 4px 4px 0}
 .verdict.bad,.warning{border-left:4px solid var(--bad)}
-.verdict p{margin:0;font-size:1.05rem;font-weight:600}
+.verdict p{margin:0;max-width:none;font-size:1.05rem;font-weight:600}
 .verdict ul{margin:.4rem 0 0;padding-left:1.1rem}
 .warning{padding:.1rem 0 .1rem .8rem}
-.scroll{overflow-x:auto;margin:.6rem 0 0}
+.scroll{overflow-x:auto}
 .scroll:focus-visible{outline:2px solid var(--c1)}
 table{border-collapse:collapse;font-size:.87rem;line-height:1.35;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.3rem}
 th,td{padding:.28rem .9rem .28rem 0;text-align:left;vertical-align:baseline;white-space:nowrap}
 th:last-child,td:last-child{padding-right:0}
 thead th{font-weight:500;color:var(--soft);border-bottom:1px solid var(--rule);font-size:.8rem}
-tbody th{font-weight:500}tbody tr+tr>*{border-top:1px solid var(--grid)}
+tbody th{font-weight:500;white-space:normal;min-width:7.5rem;max-width:34rem;
+overflow-wrap:anywhere;position:sticky;left:0;background:var(--ground)}
+tbody tr+tr>*{border-top:1px solid var(--grid)}
 .number{text-align:right;padding:.28rem 0 .28rem .9rem}
-td.text{white-space:normal;min-width:9rem;max-width:34rem;overflow-wrap:anywhere}
+td.text{white-space:normal;min-width:9rem;max-width:19rem;overflow-wrap:anywhere}
 td.absent{color:var(--soft);font-size:.78rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));
-gap:1.5rem 2.2rem;margin:1rem 0 0}
-figure{margin:0;min-width:0;max-width:36rem}
+.beside{display:flex;flex-wrap:wrap;align-items:flex-start;gap:1.5rem 2.2rem;margin:.8rem 0 0}
+.table{flex:0 1 auto;min-width:min(14rem,100%);max-width:100%}
+.table .note{max-width:36rem;contain:inline-size}
+figure{flex:1 1 20rem;margin:0;min-width:0;max-width:100%}
+@media (min-width:48rem){figure{max-width:calc(50% - 1.1rem)}}
 figcaption{font-weight:600;font-size:.92rem;margin-bottom:.35rem}
 svg.plot{display:block;width:100%;height:auto}
 @media print{@page{margin:14mm}body{font-size:10pt}main{max-width:none;padding:0}
 h2{break-after:avoid}figure,tr,.verdict{break-inside:avoid}.scroll{overflow:visible}
-.plots{grid-template-columns:1fr 1fr}
+figure{max-width:calc(50% - 1.1rem)}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """
 )

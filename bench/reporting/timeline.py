@@ -14,7 +14,7 @@ from bench.reporting.document import HeatStrip, Lines, Series
 COLUMNS = 40
 ROWS = 16
 _PER_COLUMN = 5
-_FEWEST_COLUMNS = 8
+_FEWEST_COLUMNS = 12
 _GRID = 160
 _WIDE = 20.0
 """Values further apart than this factor are told on a logarithmic scale."""
@@ -35,6 +35,12 @@ class Span:
     def middles(self) -> list[float]:
         """Seconds, one for each bin."""
         return [edge + self.width / 2 for edge in self.edges[:-1]]
+
+    def curve(self, name: str, counts: Sequence[float]) -> Series:
+        """What was counted in each bin as a rate, per second, drawn from end to end."""
+        rates = [count / self.width for count in counts]
+        x = [self.edges[0], *self.middles, self.edges[-1]]
+        return Series(name, x, [rates[0], *rates, rates[-1]])
 
     def counts(self, times: Sequence[float]) -> list[int]:
         """How many of the times fall into each bin."""
@@ -81,7 +87,7 @@ def _ttft_strip(records: Sequence[Record], began: float, span: Span) -> HeatStri
         counts[column][row] += 1
     return HeatStrip(
         "TTFT over time", span.edges, edges, counts, "intended send, s", "TTFT, ms", wide,
-        note="Darker: more requests, by the second they were meant to be sent.",
+        note="The stronger the colour, the more requests.",
     )  # fmt: skip
 
 
@@ -110,9 +116,9 @@ def _request_rates(records: Sequence[Record], began: float, span: Span) -> Lines
     planned = span.counts([record.intended - began for record in records])
     answered = span.counts([record.finished - began for record in records if record.ok])
     failed = span.counts([record.finished - began for record in records if not record.ok])
-    series = [_rate("planned", planned, span), _rate("answered", answered, span)]
+    series = [span.curve("planned", planned), span.curve("answered", answered)]
     if any(failed):
-        series.append(_rate("failed", failed, span))
+        series.append(span.curve("failed", failed))
     return Lines("Rate of requests", series, "time, s", "requests per second")
 
 
@@ -125,9 +131,4 @@ def _token_rate(records: Sequence[Record], began: float, span: Span) -> Lines:
         each = (record.output_tokens or len(record.tokens)) / len(record.tokens)
         for at in record.tokens:
             tokens[min(max(math.floor((at - began) / span.width), 0), len(tokens) - 1)] += each
-    series = Series("output", span.middles, [count / span.width for count in tokens])
-    return Lines("Output tokens", [series], "time, s", "tokens per second")
-
-
-def _rate(name: str, counts: Sequence[int], span: Span) -> Series:
-    return Series(name, span.middles, [count / span.width for count in counts])
+    return Lines("Output tokens", [span.curve("output", tokens)], "time, s", "tokens per second")
