@@ -88,8 +88,7 @@ async def _step(plan: RunPlan, fleet: Fleet, rate: float, attainment: float) -> 
     result, _ = await carry_out(plan, fleet, guard.watch)
     live.end()
     reached = result.metrics.get("slo_attainment", 0.0)
-    late = any("client was late" in reason for reason in result.verdict.reasons)
-    kept = reached >= attainment and not guard.saturated and not late
+    kept = reached >= attainment and not guard.saturated
     return Step(rate, result, guard.saturated, kept)
 
 
@@ -110,6 +109,9 @@ def _result(steps: list[Step], search: RateSearch, settings: dict[str, object]) 
         sentence = f"VALID: up to {search.kept:.3g} requests per second keep the SLO"
         beyond = "" if search.broken < float("inf") else "; no rate tried was too high"
         verdict = Verdict(valid=True, sentence=f"{sentence}{beyond}.")
+        if doubts := best.result.verdict.reasons:
+            told = f"INVALID: at {search.kept:.3g} requests per second, {'; '.join(doubts)}."
+            verdict = Verdict(valid=False, sentence=told, reasons=doubts)
     return CommandResult(
         command="sweep",
         verdict=verdict,
