@@ -35,7 +35,8 @@ class Axis:
         if value >= self.high:
             return 1.0
         if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            below = math.log(self.low)
+            return (math.log(value) - below) / (math.log(self.high) - below)
         return (value - self.low) / (self.high - self.low)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from bench.reporting.axes import Axis, linear_axis, log_axis
+from bench.reporting.axes import SMALLEST, Axis, linear_axis, log_axis
 from bench.reporting.document import Bars, Interval, Ratio, StackedBars
 from bench.reporting.drawing import (
     FONT,
@@ -23,6 +23,7 @@ from bench.reporting.wording import tell
 _BAR = 15.0
 _GAP = 10.0
 _NAMES = 120.0
+_CAP = 1e290  # so that parts can be added up
 _OUTCOMES = {"better": "c3", "worse": "c2", "no difference found": "neutral"}
 
 
@@ -64,10 +65,10 @@ def stacked_bars_svg(plot: StackedBars) -> str:
     """One bar for each name, its parts in order, with their values where they fit."""
     label = f"{plot.title}: {', '.join(part.name for part in plot.parts)}, {plot.x_label}"
     totals = [
-        sum(min(value, 1e290) for value in _kept([part.values[i] for part in plot.parts]))
+        sum(min(value, _CAP) for value in _kept([part.values[i] for part in plot.parts]))
         for i in range(len(plot.bars))
     ]
-    if not any(total > 0 for total in totals):
+    if not any(total > SMALLEST for total in totals):
         return no_data(label)
     canvas = Canvas()
     y = legend(canvas, [part.name for part in plot.parts], lines=False) + 4
@@ -80,9 +81,7 @@ def stacked_bars_svg(plot: StackedBars) -> str:
         for index, part in enumerate(plot.parts):
             value = part.values[bar]
             if value is not None and math.isfinite(value) and value > 0:
-                x += _draw_part(
-                    canvas, (x, y), value, min(value, 1e290) * scale, (index, part.name)
-                )
+                x += _draw_part(canvas, (x, y), value, min(value, _CAP) * scale, (index, part.name))
         canvas.text(x + 5, y + 17, tell(float(totals[bar])), "value")
         y += 26 + _GAP
     return _close(canvas, y - _GAP, plot.x_label, label)
@@ -130,7 +129,7 @@ def _draw_ratio(canvas: Canvas, place: tuple[float, float, float], axis: Axis, o
     )
     kind = _OUTCOMES[one.outcome]
     told = f"{_told(one)}, {one.outcome}"
-    canvas.text(0, y + 14, fitted(one.name, WIDTH - width_of(told) - 8), "halo strong")
+    canvas.text(2, y + 14, fitted(one.name, WIDTH - width_of(told) - 10), "halo strong")
     canvas.text(WIDTH, y + 14, told, "halo value", "end")
     canvas.line((low, y + 29), (high, y + 29), f"whisker {kind}")
     for end in (low, high):

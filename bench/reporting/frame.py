@@ -11,7 +11,7 @@ from bench.reporting.drawing import FONT, WIDTH, Canvas, fitted, width_of
 HEIGHT = 168.0
 """Units between the ends of the y axis."""
 _BELOW = 36.0
-_LABEL = 20.0
+_LABEL = 22.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def draw_frame(canvas: Canvas, frame: Frame, x_label: str, y_label: str) -> None
         canvas.text(frame.left - 6, y + 4, label, "tick", "end")
     canvas.line((frame.left, frame.bottom), (frame.right, frame.bottom), "axis")
     _draw_x_ticks(canvas, frame)
-    canvas.text(0, frame.top - 11, fitted(y_label, frame.right), "label")
+    canvas.text(2, frame.top - 11, fitted(y_label, frame.right - 2), "label")
     middle = (frame.left + frame.right) / 2
     room = 2 * min(middle, WIDTH - middle)
     canvas.text(middle, frame.bottom + 31, fitted(x_label, room), "label", "middle")
