@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.client import Body, Timeline
 from bench.counters import CacheCounters
-from bench.first_light.workload import SPECIFIED
+from bench.headline.amounts import SPECIFIED
 from bench.processes import Child
 from bench.prompts import Prompt
 

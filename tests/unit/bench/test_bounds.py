@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.first_light.bounds import BOUNDS, Bound, verdict
+from bench.headline.bounds import BOUNDS, Bound, verdict
 
 AT_MOST = Bound("m", "p", "at most", 1.0)
 AT_LEAST = Bound("m", "p", "at least", 0.9)

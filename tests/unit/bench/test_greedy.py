@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench.first_light.part import Judgement
-from bench.first_light.parts.greedy import Answer, Choice, Greedy, compare, lengths
-from bench.first_light.workload import SPECIFIED
+from bench.headline.amounts import SPECIFIED
+from bench.headline.part import Judgement
+from bench.headline.parts.greedy import Answer, Choice, Greedy, compare, lengths
 
 
 def choice(token: str, **best: float) -> Choice:

@@ -7,13 +7,13 @@ import pytest
 
 from bench.client import Body, Timeline
 from bench.counters import CacheCounters
-from bench.first_light.part import MeasureFailed
-from bench.first_light.parts.hit import Hit
-from bench.first_light.parts.miss import Miss
-from bench.first_light.parts.mixed import Load, Mixed
-from bench.first_light.parts.soak import Soak, Soaked
-from bench.first_light.turn import Sample, Turn
-from bench.first_light.workload import varied
+from bench.headline.amounts import varied
+from bench.headline.part import MeasureFailed
+from bench.headline.parts.hit import Hit
+from bench.headline.parts.miss import Miss
+from bench.headline.parts.mixed import Load, Mixed
+from bench.headline.parts.soak import Soak, Soaked
+from bench.headline.turn import Sample, Turn
 from bench.launchers.kvferry import locks
 from bench.prompts import Prompt
 from tests.unit.bench.bench_doubles import FakePrompts, FakeSystem, timeline

@@ -7,11 +7,11 @@ import pytest
 
 from bench.client import Body, RequestFailed, Timeline
 from bench.counters import CacheCounters
-from bench.first_light.part import ByRound, Judgement, MeasureFailed
-from bench.first_light.parts.handover import after_prefill_ms
-from bench.first_light.phases import AnyPart, Figures, Runner, plan_rounds
-from bench.first_light.turn import Turn
-from bench.first_light.workload import SPECIFIED, BadSetting, Workload, differences, varied
+from bench.headline.amounts import SPECIFIED, Amounts, BadSetting, differences, varied
+from bench.headline.part import ByRound, Judgement, MeasureFailed
+from bench.headline.parts.handover import after_prefill_ms
+from bench.headline.phases import AnyPart, Figures, Runner, plan_rounds
+from bench.headline.turn import Turn
 from bench.noise import CpuWatch
 from bench.processes import StartFailed
 from tests.unit.bench.bench_doubles import FakePrompts, FakeSystem, timeline
@@ -28,7 +28,7 @@ class FakePart:
         self.name, self.systems, self.every_round = name, frozenset(systems), every_round
         self._fails = fails
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         return 10.0
 
     async def measure(self, turn: Turn) -> str:
@@ -142,7 +142,9 @@ def test_a_prompt_counted_otherwise_by_the_server_is_an_error() -> None:
 
 
 def test_the_hand_over_is_the_difference_of_the_proxys_two_moments() -> None:
-    assert after_prefill_ms("prefill;dur=100.5, first_token;dur=131.0") == 30.5
+    assert (
+        after_prefill_ms("prefill_ended;dur=100.5, first_token;dur=131.0, prefill;dur=90") == 30.5
+    )
     with pytest.raises(MeasureFailed):
         after_prefill_ms("")
 

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from bench.first_light.part import ByRound, Judgement, MeasureFailed
-from bench.first_light.parts.miss import median_ttft, uncached_seconds
-from bench.first_light.turn import DISAGGREGATED, PATH_HEADER, Sample, Turn
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.part import ByRound, Judgement, MeasureFailed
+from bench.headline.parts.miss import median_ttft, uncached_seconds
+from bench.headline.turn import DISAGGREGATED, PATH_HEADER, Sample, Turn
 from bench.statistics import median, round_ratios
 
 RESTART_SECONDS = 240.0
@@ -45,10 +45,10 @@ class Dram:
     systems = frozenset({"kvferry"})
     every_round = True
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         """See Part."""
-        each = uncached_seconds(system, workload) / workload.uncached_requests
-        return workload.dram_prompts * (each + 1.0) + 45.0
+        each = uncached_seconds(system, amounts) / amounts.uncached_requests
+        return amounts.dram_prompts * (each + 1.0) + 45.0
 
     async def measure(self, turn: Turn) -> Restarted:
         """See Part."""
@@ -58,9 +58,9 @@ class Dram:
         source = turn.source(self.name)
         primed = [
             await turn.sample(
-                turn.prompts.make(turn.workload.prompt_tokens, source), turn.workload.output_tokens
+                turn.prompts.make(turn.amounts.prompt_tokens, source), turn.amounts.output_tokens
             )
-            for _ in range(turn.workload.dram_prompts)
+            for _ in range(turn.amounts.dram_prompts)
         ]
         await asyncio.sleep(_STORED_SECONDS)
         began = time.monotonic()
@@ -106,7 +106,7 @@ class Dram:
 
 async def _restored(turn: Turn, primed: Sample) -> Sample:
     await turn.system.forget()
-    sample = await turn.sample(primed.prompt, turn.workload.output_tokens)
+    sample = await turn.sample(primed.prompt, turn.amounts.output_tokens)
     if not sample.decode_was_cold:
         raise MeasureFailed("decode was not cold")
     if found := sample.counted["prefill"].local_hits:

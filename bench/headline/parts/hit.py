@@ -6,10 +6,10 @@ after it that it found nothing, and the prefill engine's that it found nearly al
 
 from __future__ import annotations
 
-from bench.first_light.part import ByRound, Judgement, MeasureFailed
-from bench.first_light.parts.miss import median_ttft, uncached_seconds
-from bench.first_light.turn import DISAGGREGATED, Sample, Turn
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.part import ByRound, Judgement, MeasureFailed
+from bench.headline.parts.miss import median_ttft, uncached_seconds
+from bench.headline.turn import DISAGGREGATED, Sample, Turn
 from bench.statistics import median, round_ratios
 
 HELD = 0.9
@@ -23,18 +23,18 @@ class Hit:
     systems = frozenset({"nixl", "kvferry"})
     every_round = True
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         """See Part."""
-        return uncached_seconds(system, workload) + 0.7 * workload.hit_requests
+        return uncached_seconds(system, amounts) + 0.7 * amounts.hit_requests
 
     async def measure(self, turn: Turn) -> list[Sample]:
         """See Part."""
         primed = await turn.uncached()
         samples = []
-        for index in range(turn.workload.hit_requests):
+        for index in range(turn.amounts.hit_requests):
             prompt = primed[index % len(primed)].prompt
             await turn.system.forget()
-            sample = await turn.sample(prompt, turn.workload.output_tokens)
+            sample = await turn.sample(prompt, turn.amounts.output_tokens)
             _check(turn.system.name, sample)
             samples.append(sample)
         return samples

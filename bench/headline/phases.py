@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.client import RequestFailed
-from bench.first_light.part import MeasureFailed, Part
-from bench.first_light.turn import Turn
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.part import MeasureFailed, Part
+from bench.headline.turn import Turn
 from bench.launchers.system import System
 from bench.noise import NOISY_CORES, CpuWatch
 from bench.processes import Child, StartFailed
@@ -42,14 +42,14 @@ class TurnPlan:
     system: str
     parts: tuple[AnyPart, ...]
 
-    def seconds(self, workload: Workload) -> float:
+    def seconds(self, amounts: Amounts) -> float:
         """About how long it takes, start and stop included."""
         shared = {"miss", "hit", "handover"} & {part.name for part in self.parts}
         total = START_SECONDS + STOP_SECONDS + WARM_UP_SECONDS
-        total += sum(part.seconds(self.system, workload) for part in self.parts)
+        total += sum(part.seconds(self.system, amounts) for part in self.parts)
         if len(shared) > 1:  # their uncached requests are the same ones
             sharer = next(part for part in self.parts if part.name in {"miss", "handover"})
-            total -= (len(shared) - 1) * sharer.seconds(self.system, workload)
+            total -= (len(shared) - 1) * sharer.seconds(self.system, amounts)
         return total
 
 
@@ -105,14 +105,14 @@ class Runner:
         build: Build,
         prompts: PromptSource,
         seed: str,
-        workload: Workload,
+        amounts: Amounts,
         say: Say,
         watch: Watch = CpuWatch,
     ) -> None:
         self._build = build
         self._prompts = prompts
         self._seed = seed
-        self._workload = workload
+        self._amounts = amounts
         self._say = say
         self._watch = watch
         self.figures = Figures()
@@ -143,7 +143,7 @@ class Runner:
             )
 
     async def _turn(self, plan: TurnPlan, system: System, dtype: str) -> None:
-        turn = Turn(system, plan.number, f"{self._seed}/{dtype}", self._workload, self._prompts)
+        turn = Turn(system, plan.number, f"{self._seed}/{dtype}", self._amounts, self._prompts)
         await turn.warm_up()
         for part in plan.parts:
             began, watch = time.monotonic(), self._watch(system.children())

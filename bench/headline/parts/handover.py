@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bench.first_light.part import ByRound, Judgement, MeasureFailed
-from bench.first_light.parts.miss import uncached_seconds
-from bench.first_light.turn import DISAGGREGATED, Turn
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.part import ByRound, Judgement, MeasureFailed
+from bench.headline.parts.miss import uncached_seconds
+from bench.headline.turn import DISAGGREGATED, Turn
 from bench.statistics import median
 
 TIMING_HEADER = "server-timing"
@@ -35,9 +35,9 @@ class Handover:
     systems = frozenset({"kvferry"})
     every_round = True
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         """See Part."""
-        return uncached_seconds(system, workload)
+        return uncached_seconds(system, amounts)
 
     async def measure(self, turn: Turn) -> Handovers:
         """See Part."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from bench import processes
-from bench.first_light.part import ByRound, Judgement, MeasureFailed
-from bench.first_light.turn import PATH_HEADER, Turn, request
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.part import ByRound, Judgement, MeasureFailed
+from bench.headline.turn import PATH_HEADER, Turn, request
 from bench.prompts import Prompt
 from bench.statistics import growth
 
@@ -50,9 +50,9 @@ class Soak:
     systems = frozenset({"kvferry"})
     every_round = False
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         """See Part."""
-        return workload.soak_seconds + 10.0
+        return amounts.soak_seconds + 10.0
 
     async def measure(self, turn: Turn) -> Soaked:
         """See Part."""
@@ -61,15 +61,15 @@ class Soak:
         soaked = Soaked()
         source = turn.source(self.name)
         shared = [self._prompt(turn, source) for _ in range(_SHARED_PROMPTS)]
-        end = time.monotonic() + turn.workload.soak_seconds
+        end = time.monotonic() + turn.amounts.soak_seconds
         watching = asyncio.create_task(_watch(turn, end))
         await asyncio.gather(
             *(
                 self._client(turn, turn.source(f"{self.name}/{number}"), shared, end, soaked)
-                for number in range(turn.workload.soak_clients)
+                for number in range(turn.amounts.soak_clients)
             )
         )
-        soaked.growths = _growths(await watching, turn.workload.soak_seconds)
+        soaked.growths = _growths(await watching, turn.amounts.soak_seconds)
         soaked.leaked = await _leaked(turn, turn.system)
         return soaked
 
@@ -88,7 +88,7 @@ class Soak:
         return Judgement(metrics, {"rounds": [vars(soaked) for soaked in rounds]})
 
     def _prompt(self, turn: Turn, source: random.Random) -> Prompt:
-        return turn.prompts.make(source.randint(40, turn.workload.soak_longest), source)
+        return turn.prompts.make(source.randint(40, turn.amounts.soak_longest), source)
 
     async def _client(
         self, turn: Turn, source: random.Random, shared: list[Prompt], end: float, soaked: Soaked
@@ -96,7 +96,7 @@ class Soak:
         while time.monotonic() < end:
             known = source.random() < 0.5
             prompt = source.choice(shared) if known else self._prompt(turn, source)
-            body = request(prompt, source.randint(1, turn.workload.soak_output))
+            body = request(prompt, source.randint(1, turn.amounts.soak_output))
             timeline = await turn.system.stream(body, time.monotonic())
             soaked.requests += 1
             path = timeline.headers.get(PATH_HEADER, "")

@@ -36,6 +36,15 @@ BOUNDS = (
     Bound("greedy_equal_bf16", "greedy", "at least", 0.98),
     Bound("itl_p99_vs_aggregated", "mixed", "at most", 0.25),
     Bound("ttft_p50_vs_aggregated", "mixed", "at most", 1.3),
+    *(
+        Bound(f"reuse_{figure}_{system}_vs_plain", "reuse", "told")
+        for figure in ("ttft_p50", "itl_p99")
+        for system in ("nixl", "lmcache", "kvferry")
+    ),
+    *(
+        Bound(f"reuse_hit_ratio_{system}", "reuse", "told")
+        for system in ("plain", "nixl", "lmcache", "kvferry")
+    ),
     Bound("soak_errors", "soak", "at most", 0.0),
     Bound("soak_leaked_blocks", "soak", "at most", 0.0),
     Bound("soak_rss_growth", "soak", "at most", 0.02),

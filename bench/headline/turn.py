@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from bench import processes
 from bench.client import RequestFailed, Timeline
 from bench.counters import CacheCounters
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
 from bench.launchers.system import MODEL_NAME, System
 from bench.prompts import Prompt, PromptSource
 from bench.statistics import median
@@ -68,18 +68,22 @@ class Turn:
     system of a round is asked the same; ``part`` keeps the parts' prompts apart."""
 
     def __init__(
-        self, system: System, number: int, seed: str, workload: Workload, prompts: PromptSource
+        self, system: System, number: int, seed: str, amounts: Amounts, prompts: PromptSource
     ) -> None:
         self.system = system
         self.number = number
-        self.workload = workload
+        self.amounts = amounts
         self.prompts = prompts
         self._seed = seed
         self._uncached: list[Sample] = []
 
     def source(self, part: str) -> random.Random:
         """Randomness of ``part`` in this round."""
-        return random.Random(f"{self._seed}/{self.number}/{part}")
+        return random.Random(self.salt(part))
+
+    def salt(self, part: str) -> str:
+        """What keeps the texts of ``part`` in this round apart from all others."""
+        return f"{self._seed}/{self.number}/{part}"
 
     async def warm_up(self) -> None:
         """Requests nobody measures: first ones pay for connections, handshakes and first touches.
@@ -88,16 +92,16 @@ class Turn:
         """
         source = self.source("warm-up")
         for lane in (0, 1):
-            prompt = self.prompts.make(self.workload.warmup_tokens, source)
-            await self.stream(prompt, self.workload.output_tokens, lane)
+            prompt = self.prompts.make(self.amounts.warmup_tokens, source)
+            await self.stream(prompt, self.amounts.output_tokens, lane)
 
     async def uncached(self) -> list[Sample]:
         """Requests nobody has seen the like of, one after the other. Raises RequestFailed."""
         if not self._uncached:
             source = self.source("uncached")
-            for _ in range(self.workload.uncached_requests):
-                prompt = self.prompts.make(self.workload.prompt_tokens, source)
-                self._uncached.append(await self.sample(prompt, self.workload.output_tokens))
+            for _ in range(self.amounts.uncached_requests):
+                prompt = self.prompts.make(self.amounts.prompt_tokens, source)
+                self._uncached.append(await self.sample(prompt, self.amounts.output_tokens))
         return self._uncached
 
     async def sample(self, prompt: Prompt, output_tokens: int) -> Sample:

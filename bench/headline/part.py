@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from bench.first_light.turn import Turn
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.turn import Turn
 
 F = TypeVar("F")
 
@@ -34,7 +34,7 @@ class Part(Protocol[F]):
     systems: frozenset[str]
     every_round: bool
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         """About how long ``measure`` takes on the machine the bounds were set on."""
 
     async def measure(self, turn: Turn) -> F:

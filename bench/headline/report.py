@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.first_light.bounds import Verdict
-from bench.first_light.phases import Phase
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.bounds import Verdict
+from bench.headline.phases import Phase
 
 _WIDTHS = (31, 12, 16, 13)
 
@@ -26,12 +26,12 @@ def table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def time_plan(phases: Sequence[Phase], workload: Workload) -> str:
+def time_plan(phases: Sequence[Phase], amounts: Amounts) -> str:
     """The turns in order with the time each should take."""
     lines, total = [], 0.0
     for phase in phases:
         for turn in phase.turns:
-            seconds = turn.seconds(workload)
+            seconds = turn.seconds(amounts)
             total += seconds
             parts = ", ".join(part.name for part in turn.parts)
             lines.append(

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.first_light.part import ByRound, Judgement, MeasureFailed
-from bench.first_light.turn import Turn, request
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.part import ByRound, Judgement, MeasureFailed
+from bench.headline.turn import Turn, request
 from bench.prompts import Prompt, spread_lengths
 
 NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.25}
@@ -64,27 +64,27 @@ class Greedy:
         self.name = f"greedy_{short}"
         self._metric = f"greedy_equal_{short}"
 
-    def output_tokens(self, workload: Workload) -> int:
+    def output_tokens(self, amounts: Amounts) -> int:
         """Tokens generated for each prompt."""
         if self.dtype == "float32":
-            return workload.greedy_output_fp32
-        return workload.greedy_output_bf16
+            return amounts.greedy_output_fp32
+        return amounts.greedy_output_bf16
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         """See Part."""
-        prompt_tokens = sum(lengths(workload))
-        generated = self.output_tokens(workload) * workload.greedy_prompts
+        prompt_tokens = sum(lengths(amounts))
+        generated = self.output_tokens(amounts) * amounts.greedy_prompts
         engines = 2 if system == "plain" else 1
-        decoding = generated * 0.03 / min(2 * engines, workload.greedy_in_flight)
+        decoding = generated * 0.03 / min(2 * engines, amounts.greedy_in_flight)
         return prompt_tokens / 1000 / engines + decoding / 2
 
     async def measure(self, turn: Turn) -> list[Answer]:
         """See Part."""
         source = turn.source(self.name)
-        prompts = [turn.prompts.make(length, source) for length in lengths(turn.workload)]
+        prompts = [turn.prompts.make(length, source) for length in lengths(turn.amounts)]
         source.shuffle(prompts)
-        gate = asyncio.Semaphore(turn.workload.greedy_in_flight)
-        asked = self.output_tokens(turn.workload)
+        gate = asyncio.Semaphore(turn.amounts.greedy_in_flight)
+        asked = self.output_tokens(turn.amounts)
 
         async def one(lane: int, prompt: Prompt) -> Answer:
             async with gate:
@@ -140,13 +140,13 @@ def _gap(wanted: Choice, got: Choice) -> float | None:
     return wanted.best[wanted.token] - wanted.best[got.token]
 
 
-def lengths(workload: Workload) -> list[int]:
+def lengths(amounts: Amounts) -> list[int]:
     """From one token to the longest: a tenth within the first block, the rest beyond it."""
-    within = max(2, workload.greedy_prompts // 10)
-    beyond = workload.greedy_prompts - within
+    within = max(2, amounts.greedy_prompts // 10)
+    beyond = amounts.greedy_prompts - within
     return [
         *spread_lengths(1, _BLOCK, within),
-        *spread_lengths(_BLOCK + 1, workload.greedy_longest, beyond),
+        *spread_lengths(_BLOCK + 1, amounts.greedy_longest, beyond),
     ]
 
 

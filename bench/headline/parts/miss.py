@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.first_light.part import ByRound, Judgement
-from bench.first_light.turn import Sample, Turn
-from bench.first_light.workload import Workload
+from bench.headline.amounts import Amounts
+from bench.headline.part import ByRound, Judgement
+from bench.headline.turn import Sample, Turn
 from bench.statistics import median, round_ratios
 
 _PREFILL_RATE = 1000.0
@@ -13,10 +13,10 @@ _PREFILL_RATE = 1000.0
 _COST = {"plain": 1.0, "nixl": 2.0, "kvferry": 1.15}
 
 
-def uncached_seconds(system: str, workload: Workload) -> float:
+def uncached_seconds(system: str, amounts: Amounts) -> float:
     """How long the uncached requests of a turn take."""
-    each = _COST[system] * workload.prompt_tokens / _PREFILL_RATE + 0.022 * workload.output_tokens
-    return workload.uncached_requests * each
+    each = _COST[system] * amounts.prompt_tokens / _PREFILL_RATE + 0.022 * amounts.output_tokens
+    return amounts.uncached_requests * each
 
 
 def median_ttft(samples: list[Sample]) -> float:
@@ -31,9 +31,9 @@ class Miss:
     systems = frozenset({"plain", "nixl", "kvferry"})
     every_round = True
 
-    def seconds(self, system: str, workload: Workload) -> float:
+    def seconds(self, system: str, amounts: Amounts) -> float:
         """See Part."""
-        return uncached_seconds(system, workload)
+        return uncached_seconds(system, amounts)
 
     async def measure(self, turn: Turn) -> list[Sample]:
         """See Part."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
+from bench.errors import BenchError
 
-class BadSetting(Exception):
+
+class BadSetting(BenchError):
     """A setting on the command line does not exist or is no number."""
 
 
 @dataclass(frozen=True)
-class Workload:
+class Amounts:
     """Token counts, request counts and rates (per second) of every part."""
 
     prompt_tokens: int = 2500
@@ -29,6 +31,11 @@ class Workload:
     mixed_shortest: int = 200
     mixed_longest: int = 1200
     mixed_output: int = 48
+    reuse_requests: int = 24
+    reuse_rate: float = 1.0
+    reuse_prompt: int = 960
+    reuse_output: int = 32
+    reuse_fraction: float = 0.3
     greedy_prompts: int = 100
     greedy_longest: int = 4000
     greedy_output_fp32: int = 64
@@ -40,12 +47,12 @@ class Workload:
     soak_output: int = 48
 
 
-SPECIFIED = Workload()
+SPECIFIED = Amounts()
 
 
-def varied(changes: Sequence[str]) -> Workload:
+def varied(changes: Sequence[str]) -> Amounts:
     """The specified workload with ``NAME=VALUE`` changes. Raises BadSetting."""
-    known = {field.name: field.type for field in fields(Workload)}
+    known = {field.name: field.type for field in fields(Amounts)}
     values: dict[str, int | float] = {}
     for change in changes:
         name, _, value = change.partition("=")
@@ -60,7 +67,7 @@ def varied(changes: Sequence[str]) -> Workload:
     return replace(SPECIFIED, **values)  # type: ignore[arg-type]
 
 
-def differences(workload: Workload) -> dict[str, int | float]:
+def differences(amounts: Amounts) -> dict[str, int | float]:
     """Settings that are not the specified ones."""
     specified = asdict(SPECIFIED)
-    return {name: value for name, value in asdict(workload).items() if value != specified[name]}
+    return {name: value for name, value in asdict(amounts).items() if value != specified[name]}

@@ -1,0 +1,56 @@
+"""A load put on a system of this benchmark by the harness's own driver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.client import RequestFailed, Timeline
+from bench.driving.driver import Driver
+from bench.driving.target import Target
+from bench.launchers.system import MODEL_NAME, System
+from bench.load.schedule import Planned, Schedule
+from bench.load.workload import Workload, build
+from bench.records import Record
+
+HEAD_START_SECONDS = 0.5
+
+_TARGET = Target(base="", model=MODEL_NAME, api="completions", extra={"ignore_eos": True})
+
+
+class SystemServer:
+    """A system as the driver sees it; requests take its lanes in turn."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+
+    def body(self, talk: Sequence[str], output_tokens: int) -> bytes:
+        """See Server."""
+        return _TARGET.body(talk, output_tokens)
+
+    async def send(
+        self, planned: Planned, body: bytes, intended: float, keep_text: bool
+    ) -> Timeline:
+        """See Server. Turns of a conversation are not needed here, so ``keep_text`` is not."""
+        return await self._system.stream(msgspec.json.decode(body), intended, planned.number)
+
+
+async def loaded(system: System, workload: Workload, salt: str) -> list[Record]:
+    """The measured requests' records. Raises RequestFailed if the caches cannot be prepared."""
+    schedule = build(workload)
+    if schedule.before:
+        ahead = msgspec.structs.replace(
+            schedule, pacing="users", in_flight=1, requests=schedule.before, before=()
+        )
+        if failed := [one for one in await _driven(system, ahead, salt) if one.error]:
+            raise RequestFailed(f"{system.name}: priming failed: {failed[0].error}")
+    return await _driven(system, schedule, salt)
+
+
+async def _driven(system: System, schedule: Schedule, salt: str) -> list[Record]:
+    records: list[Record] = []
+    driver = Driver(SystemServer(system), schedule, salt, records.append)
+    await driver.run(time.monotonic() + HEAD_START_SECONDS)
+    return records

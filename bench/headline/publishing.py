@@ -1,0 +1,172 @@
+"""README's figures, written from a result and from nothing else, so they cannot drift from it.
+
+The result lies in ``bench/results/headline.json``, its plots beside it; README's section between
+the two marks is this module's text of that file. A test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.errors import BenchError
+from bench.reporting.document import Bars, BarSeries, Ecdf, Plot, Samples
+from bench.reporting.files import write_whole
+from bench.reporting.svg import standalone_svg
+from bench.statistics import median
+
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+RESULTS = Path("bench", "results")
+RESULT = RESULTS / "headline.json"
+
+NAMES = {
+    "plain": "two vLLM engines",
+    "nixl": "vLLM, NIXL pair",
+    "lmcache": "vLLM, LMCache",
+    "kvferry": "kvferry",
+}
+
+WORDS = {
+    "miss_ttft_vs_plain": "nothing cached: TTFT / one plain vLLM engine",
+    "nixl_miss_ttft_vs_plain": "the same for vLLM's NIXL pair",
+    "hit_ttft_vs_nixl": "prefix cached on prefill, decode cold: TTFT / NIXL's pair",
+    "first_token_after_prefill_ms": "first token after the prefill leg ended, ms",
+    "decode_step_ms": "one decode step, ms",
+    "dram_ttft_vs_miss": "prefill worker killed, prompt in DRAM: TTFT / uncached",
+    "dram_cached_fraction": "the same: part of the prompt found there",
+    "greedy_equal_fp32": "greedy answers equal to one vLLM engine, float32",
+    "greedy_equal_bf16": "the same in bfloat16",
+    "itl_p99_vs_aggregated": "mixed load: ITL p99 / two plain engines",
+    "ttft_p50_vs_aggregated": "mixed load: TTFT p50 / two plain engines",
+    "soak_errors": "20 clients: errors",
+    "soak_leaked_blocks": "20 clients: leaked blocks and locks",
+    "soak_rss_growth": "20 clients: growth of the fastest-growing process, 2 minutes",
+}
+
+
+class CannotPublish(BenchError):
+    """The folder is no clone whose README has the two marks."""
+
+
+def publish(clone: Path, result: Mapping[str, Any]) -> None:
+    """Keeps ``result`` in ``clone`` and rewrites README's section. Raises CannotPublish."""
+    readme = clone / "README.md"
+    try:
+        page = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CannotPublish(f"{readme}: {error.strerror}") from None
+    written = replaced(page, section(result))
+    encoded = msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
+    write_whole(clone / RESULT, encoded)
+    for name, plot in plots(result).items():
+        write_whole(clone / RESULTS / name, standalone_svg(plot).encode())
+    write_whole(readme, written.encode())
+
+
+def replaced(page: str, text: str) -> str:
+    """``page`` with ``text`` between the marks. Raises CannotPublish without them."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise CannotPublish(f"README.md has no section between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """What README says of ``result``, Markdown."""
+    parts = [_how(result), _table(result["verdicts"])]
+    if systems := _systems(result):
+        parts.append(systems)
+    parts += [f"![{plot.title}]({RESULTS / name})" for name, plot in plots(result).items()]
+    parts += [f"Not as it should be: {complaint}" for complaint in result["complaints"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def plots(result: Mapping[str, Any]) -> dict[str, Plot]:
+    """Plots by file name."""
+    reuse = _reuse(result)
+    if not reuse:
+        return {}
+    ttfts = [
+        Samples(NAMES[system], [ttft for one in rounds.values() for ttft in one["ttfts_ms"]])
+        for system, rounds in reuse.items()
+    ]
+    stalls = [max(one["itl_ms"]["p99"] for one in rounds.values()) for rounds in reuse.values()]
+    share = f"{result['workload']['reuse_fraction']:.0%}"
+    return {
+        "headline-ttft.svg": Ecdf(f"TTFT, {share} of each prompt cached", ttfts, "TTFT, ms", True),
+        "headline-itl.svg": Bars(
+            "ITL p99 under the same load",
+            [NAMES[system] for system in reuse],
+            [BarSeries("ITL p99", stalls)],
+            "ms",
+        ),
+    }
+
+
+def _how(result: Mapping[str, Any]) -> str:
+    machine = result["environment"]
+    varied = " ".join(f"{name}={value}" for name, value in result["varied"].items())
+    told = (
+        f"`kvferry bench headline` on {machine['date'][:10]}, {machine['cores']} hardware threads of "
+        f"{machine['cpu']}, {result['dtype']}, {result['rounds']} rounds, in "
+        f"{result['metrics']['total_minutes']:.0f} minutes ([JSON]({RESULT})). "
+    )
+    if varied:
+        told += (
+            f"Less was asked than is specified, so the bounds are there to compare with: "
+            f"`--set {varied}`. "
+        )
+    return told + "Ratios are taken within a round; their median is shown."
+
+
+def _table(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["| | measured | bound | |", "|---|---|---|---|"]
+    for one in verdicts:
+        if one["metric"] not in WORDS:
+            continue
+        bound = "" if one["limit"] is None else f"{_SIGNS[one['kind']]} {one['limit']:.4g}"
+        value = "–" if one["value"] is None else f"{one['value']:.3g}"
+        outcome = {"PASS": "kept", "FAIL": "**short**", "not measured": "not measured"}
+        rows.append(
+            f"| {WORDS[one['metric']]} | {value} | {bound} | {outcome.get(one['outcome'], '')} |"
+        )
+    return "\n".join(rows)
+
+
+_SIGNS = {"at most": "≤", "at least": "≥"}
+
+
+def _systems(result: Mapping[str, Any]) -> str:
+    """One load on every system; the medians of its rounds."""
+    reuse = _reuse(result)
+    if not reuse:
+        return ""
+    asked = result["workload"]
+    rows = [
+        f"{asked['reuse_requests']} requests at {asked['reuse_rate']:g} per second, "
+        f"{asked['reuse_prompt']} tokens of which {asked['reuse_fraction']:.0%} were asked before, "
+        f"{asked['reuse_output']} out; medians of the rounds, milliseconds:",
+        "",
+        "| | TTFT p50 | TTFT p95 | ITL p50 | ITL p99 | hits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for system, rounds in reuse.items():
+        figures = [
+            median([one[kind][rank] for one in rounds.values()])
+            for kind, rank in (
+                ("ttft_ms", "p50"), ("ttft_ms", "p95"), ("itl_ms", "p50"), ("itl_ms", "p99"),
+            )
+        ]  # fmt: skip
+        hits = median([one["hit_ratio"] for one in rounds.values()])
+        told = " | ".join(f"{figure:,.0f}" for figure in figures)
+        rows.append(f"| {NAMES[system]} | {told} | {hits:.1%} |")
+    return "\n".join(rows)
+
+
+def _reuse(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    part = result["parts"].get("reuse", {})
+    return {system: part[system] for system in NAMES if part.get(system)}
