@@ -111,8 +111,8 @@ def _how(result: Mapping[str, Any]) -> str:
     machine = result["environment"]
     varied = " ".join(f"{name}={value}" for name, value in result["varied"].items())
     told = (
-        f"`kvferry bench headline` on {machine['date'][:10]}, {machine['cores']} hardware threads of "
-        f"{machine['cpu']}, {result['dtype']}, {result['rounds']} rounds, in "
+        f"`kvferry bench headline` on {machine['date'][:10]}, {machine['cores']} hardware threads "
+        f"of {machine['cpu']}, {result['dtype']}, {result['rounds']} rounds, in "
         f"{result['metrics']['total_minutes']:.0f} minutes ([JSON]({RESULT})). "
     )
     if varied:
@@ -146,10 +146,13 @@ def _systems(result: Mapping[str, Any]) -> str:
     if not reuse:
         return ""
     asked = result["workload"]
-    rows = [
+    load = (
         f"{asked['reuse_requests']} requests at {asked['reuse_rate']:g} per second, "
         f"{asked['reuse_prompt']} tokens of which {asked['reuse_fraction']:.0%} were asked before, "
-        f"{asked['reuse_output']} out; medians of the rounds, milliseconds:",
+        f"{asked['reuse_output']} out; medians of the rounds, milliseconds:"
+    )
+    rows = [
+        load,
         "",
         "| | TTFT p50 | TTFT p95 | ITL p50 | ITL p99 | hits |",
         "|---|---|---|---|---|---|",
