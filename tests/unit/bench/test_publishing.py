@@ -1,0 +1,125 @@
+"""README says what the result says, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.headline.bounds import BOUNDS
+from bench.headline.publishing import (
+    BEGIN,
+    END,
+    RESULT,
+    RESULTS,
+    WORDS,
+    CannotPublish,
+    plots,
+    publish,
+    replaced,
+    section,
+)
+from bench.reporting.svg import standalone_svg
+
+ROOT = Path(__file__).parents[3]
+
+
+def load(scale: float) -> dict[str, Any]:
+    return {
+        "ttft_ms": {"p50": 100.0 * scale, "p95": 200.0 * scale},
+        "itl_ms": {"p50": 20.0, "p99": 40.0 * scale, "p100": 50.0},
+        "hit_ratio": 0.3,
+        "ttfts_ms": [100.0 * scale, 120.0],
+    }
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = {
+        "metrics": {"total_minutes": 12.3},
+        "verdicts": [
+            {
+                "metric": "hit_ttft_vs_nixl",
+                "value": 0.58,
+                "kind": "at most",
+                "limit": 0.6,
+                "outcome": "PASS",
+            },
+            {
+                "metric": "greedy_equal_fp32",
+                "value": None,
+                "kind": "at least",
+                "limit": 1.0,
+                "outcome": "not measured",
+            },
+        ],
+        "complaints": [],
+        "varied": {"mixed_rate": 0.2},
+        "workload": {
+            "reuse_requests": 2,
+            "reuse_rate": 1.0,
+            "reuse_prompt": 960,
+            "reuse_output": 32,
+            "reuse_fraction": 0.3,
+        },
+        "rounds": 2,
+        "dtype": "float32",
+        "environment": {"date": "2026-01-31T12:00:00+00:00", "cores": 2, "cpu": "a processor"},
+        "parts": {"reuse": {"kvferry": {1: load(1.0)}, "plain": {1: load(2.0), 2: load(4.0)}}},
+    }
+    return {**whole, **changes}
+
+
+def test_readme_is_the_section_of_the_result_it_names() -> None:
+    kept = msgspec.json.decode((ROOT / RESULT).read_bytes())
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert replaced(page, section(kept)) == page
+    for name, plot in plots(kept).items():
+        assert (ROOT / RESULTS / name).read_text(encoding="utf-8") == standalone_svg(plot)
+
+
+def test_the_section_tells_figures_bounds_and_what_was_varied() -> None:
+    text = section(result())
+    assert "0.58 | ≤ 0.6 | kept" in text
+    assert "– | ≥ 1 | not measured" in text
+    assert "--set mixed_rate=0.2" in text
+    assert "| two vLLM engines | 300 | 600 | 20 | 120 | 30.0% |" in text
+    assert text.index("two vLLM engines") < text.index("| kvferry |")
+    assert "headline-ttft.svg" in text
+
+
+def test_complaints_are_told() -> None:
+    assert "others computed meanwhile" in section(result(complaints=["others computed meanwhile"]))
+
+
+def test_without_the_load_there_are_no_plots() -> None:
+    bare = result(parts={})
+    assert plots(bare) == {}
+    assert "svg" not in section(bare)
+
+
+def test_every_bound_metric_has_words() -> None:
+    assert {bound.metric for bound in BOUNDS if bound.part != "reuse"} == set(WORDS)
+
+
+def test_publishing_changes_the_section_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# before\n{BEGIN}\nold figures\n{END}\nafter\n", encoding="utf-8")
+    (tmp_path / RESULTS).mkdir(parents=True)
+    publish(tmp_path, result())
+    page = readme.read_text(encoding="utf-8")
+    assert page.startswith("# before\n")
+    assert page.endswith(f"{END}\nafter\n")
+    assert "old figures" not in page
+    assert "<svg" in (tmp_path / RESULTS / "headline-itl.svg").read_text()
+    assert msgspec.json.decode((tmp_path / RESULT).read_bytes())["rounds"] == 2
+
+
+def test_a_readme_without_marks_is_left_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# nothing to replace\n", encoding="utf-8")
+    with pytest.raises(CannotPublish, match="no section"):
+        publish(tmp_path, result())
+    assert readme.read_text(encoding="utf-8") == "# nothing to replace\n"
+    assert not (tmp_path / RESULT).exists()
