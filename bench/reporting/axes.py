@@ -90,7 +90,7 @@ def tick_label(value: float, step: float) -> str:
     if size >= 1e12 or abs(step) < 1e-4:
         return f"{value:.3g}".replace("e+", "e").replace("e0", "e") if value else "0"
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= max(unit, 1e5):
+        if size >= max(unit, 1e4):
             return f"{_rounded(value / unit, step / unit)}{letter}" if value else "0"
     return _rounded(value, step)
 

@@ -22,7 +22,7 @@ from bench.reporting.wording import tell
 
 _BAR = 15.0
 _GAP = 10.0
-_NAMES = 120.0
+_NAMES = 150.0
 _CAP = 1e290  # so that parts can be added up
 _OUTCOMES = {"better": "c3", "worse": "c2", "no difference found": "neutral"}
 
@@ -110,13 +110,15 @@ def interval_svg(plot: Interval) -> str:
     axis = log_axis([1.0, *(bound for one in ratios for bound in (one.low, one.high, one.ratio))])
     left, right, y = 8.0, WIDTH - 8, 4.0
     bottom = y + 46 * len(ratios)
-    one_at = left + axis.share(1.0) * (right - left)
-    for at, text in _thinned(axis, left, right):
-        x = left + axis.share(at) * (right - left)
-        canvas.line((x, y), (x, bottom), "grid")
+    ticks = [
+        (left + axis.share(at) * (right - left), text, "axis" if at == 1.0 else "grid")
+        for at, text in _thinned(axis, left, right)
+    ]
+    for x, text, _ in ticks:
         canvas.text(x, bottom + 15, text, "tick", "middle")
-    canvas.line((one_at, y), (one_at, bottom), "axis")
     for one in ratios:
+        for x, _, kind in ticks:  # not across the words
+            canvas.line((x, y + 20), (x, y + 40), kind)
         _draw_ratio(canvas, (left, right, y), axis, one)
         y += 46
     return _close(canvas, bottom + 14, plot.x_label, label)

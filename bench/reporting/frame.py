@@ -90,11 +90,13 @@ def draw_limit_of_y(canvas: Canvas, frame: Frame, limit: Limit) -> None:
 
 
 def draw_limit_of_x(canvas: Canvas, frame: Frame, limit: Limit) -> None:
-    """A dashed line from top to bottom with its label beside it, on the side with more room."""
+    """A dashed line from top to bottom, its label to the right, where a curve is at the top, unless
+    there is more room on the left and the label needs it."""
     x = frame.across(limit.value)
     canvas.line((x, frame.top), (x, frame.bottom), "limit")
-    to_left = x - frame.left > frame.right - x
-    room = (x - frame.left if to_left else frame.right - x) - 5
+    beyond = frame.right - x - 5
+    to_left = x - frame.left > beyond and width_of(limit.label) > beyond
+    room = x - frame.left - 5 if to_left else beyond
     canvas.text(
         x - 5 if to_left else x + 5,
         frame.bottom - 8,

@@ -57,7 +57,7 @@ def test_counts_have_no_halves() -> None:
 def test_a_logarithmic_axis_has_equal_room_for_equal_factors() -> None:
     axis = log_axis([1.0, 10_000.0])
     assert axis.share(100.0) == pytest.approx(0.5)
-    assert [label for _, label in axis.ticks] == ["1", "10", "100", "1,000", "10,000"]
+    assert [label for _, label in axis.ticks] == ["1", "10", "100", "1,000", "10k"]
 
 
 def test_values_that_have_no_logarithm_get_a_linear_axis() -> None:
