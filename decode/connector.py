@@ -95,7 +95,8 @@ class DecodeConnector(KVConnectorBase_V1):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> DecodeMetadata:
         idle = scheduler_output.total_num_scheduled_tokens == 0
-        return DecodeMetadata(self._scheduling.step(idle))
+        scheduled = scheduler_output.num_scheduled_tokens
+        return DecodeMetadata(self._scheduling.step(scheduled, idle))
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.fetched(connector_output.finished_recving or ())

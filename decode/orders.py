@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvstore.messages import Begun
 from kvstore.transfer import Prompt
 
 
@@ -11,8 +12,8 @@ from kvstore.transfer import Prompt
 class FetchOrder:
     """Fetch a prompt's blocks from position ``first`` on into ``block_ids``.
 
-    With no ``block_ids`` it tells the sender that nothing is wanted. ``deadline`` is in the host's
-    monotonic seconds.
+    With no ``block_ids`` it tells the sender that nothing is wanted. ``arrived`` (the request
+    joined the engine's queue) and ``deadline`` are in the host's monotonic seconds.
     """
 
     transfer: bytes
@@ -24,6 +25,7 @@ class FetchOrder:
     block_ids: tuple[int, ...]
     local_tokens: int
     prompt_tokens: int
+    arrived: float
     deadline: float
 
 
@@ -31,9 +33,11 @@ class FetchOrder:
 class Orders:
     """One step's orders. ``aborts`` come first: their pages may be given away in this step.
 
+    ``begun``: requests whose first step this is, to be told to the gate after their fetches' ends.
     ``idle``: the engine computes nothing in this step and only waits.
     """
 
     aborts: list[bytes] = field(default_factory=list)
     fetches: list[FetchOrder] = field(default_factory=list)
+    begun: list[Begun] = field(default_factory=list)
     idle: bool = False

@@ -17,7 +17,7 @@ import xxhash
 from kvstore.affinity import unbind_from_core
 from kvstore.clock import Clock
 from kvstore.errors import TransferError
-from kvstore.messages import Blocks, Cancel, Outcome, Ready, Received
+from kvstore.messages import Begun, Blocks, Cancel, Outcome, Ready, Received
 from kvstore.pages import KVPages
 from kvstore.receiving import Ended, Placement, ReceiverCore, Reservation
 from kvstore.transport.wire import DecodeWire, FromSender
@@ -34,11 +34,13 @@ log = logging.getLogger("kvferry.decode")
 class Fetch:
     """One transfer to fetch: where to put it, and the message that asks for it.
 
-    ``local_tokens`` of the prompt were cached here; a block holds ``block_tokens``.
+    The request joined the engine's queue at ``arrived``. ``local_tokens`` of the prompt were cached
+    here; a block holds ``block_tokens``.
     """
 
     reservation: Reservation
     ready: Ready
+    arrived: float
     local_tokens: int
     prompt_tokens: int
     block_tokens: int
@@ -56,6 +58,7 @@ class Receiver:
         self._fetches: dict[bytes, Fetch] = {}
         self._outbox: dict[str, deque[Ready | Received | Cancel]] = {}
         self._done: list[Ended] = []
+        self._begun: list[Begun] = []
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._stopping = False
@@ -88,6 +91,12 @@ class Receiver:
         """The engine no longer wants it; nothing is written once this returns."""
         with self._lock:
             self._core.abandon(transfer, self._clock())
+        self._wire.wake()
+
+    def tell(self, begun: Begun) -> None:
+        """A request's first step is scheduled; the gate learns it after the fetch's end."""
+        with self._lock:
+            self._begun.append(begun)
         self._wire.wake()
 
     def take_ended(self, wait_seconds: float = 0.0) -> list[Ended]:
@@ -187,11 +196,14 @@ class Receiver:
     def _finish(self) -> None:
         with self._lock:
             ended = self._core.take_ended()
+            begun, self._begun = self._begun, []
             fetches = [self._fetches.pop(end.transfer) for end in ended]
         for end, fetch in zip(ended, fetches, strict=True):
             if end.reason is not None:
                 log.warning("recomputing: %s (%s)", end.reason, end.detail)
             self._wire.report(self._outcome(end, fetch))
+        for told in begun:  # what they may have fetched has ended: in this turn or an earlier one
+            self._wire.report(told)
         if ended:
             with self._news:
                 self._done.extend(ended)
@@ -207,6 +219,6 @@ class Receiver:
             local_tokens=fetch.local_tokens,
             received_tokens=received,
             received_bytes=end.received_blocks * self._block_bytes,
-            wait_ms=end.wait_seconds * 1000,
+            wait_ms=max(0.0, end.at - fetch.arrived) * 1000,
             reason=end.reason,
         )

@@ -6,21 +6,23 @@ A request's stages::
      └──── nearly all is cached here, or the engine refuses ─────────────────▶ OVER
 
 A transfer is used once. After a failure the engine asks again and is told there is nothing to
-fetch, so it computes the prompt itself.
+fetch, so it computes the prompt itself. A request with a local ticket has no transfer; of every
+request with a ticket its first step is told.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from decode.orders import FetchOrder, Orders
 from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
-from kvstore.handoff import DecodeTicket, EngineRequest, decode_ticket
+from kvstore.handoff import DecodeTicket, EngineRequest, LocalTicket, decode_ticket
+from kvstore.messages import Begun
 from kvstore.once import UsedOnce
 from kvstore.transfer import Prompt
 
@@ -38,6 +40,7 @@ class Stage(enum.Enum):
 @dataclass
 class _Tracked:
     ticket: DecodeTicket
+    arrived: float
     tokens: list[int]
     salt: str
     deadline: float
@@ -52,6 +55,7 @@ class DecodeScheduling:
         self._block_size = block_size
         self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
+        self._not_begun: dict[str, tuple[bytes, float]] = {}
         self._orders = Orders()
         self._transfers = UsedOnce()
 
@@ -62,13 +66,19 @@ class DecodeScheduling:
         except WireError as error:
             log.warning("nothing fetched for a request: %s", error)
             return
-        if ticket is not None and self._transfers.first_use(ticket.transfer):
-            self._tracked[request.request_id] = _Tracked(
-                ticket=ticket,
-                tokens=list(request.prompt_token_ids or ()),
-                salt=request.cache_salt or "",
-                deadline=self._clock() + ticket.ttl_ms / 1000,
-            )
+        if ticket is None or not self._transfers.first_use(ticket.transfer):
+            return
+        now = self._clock()
+        self._not_begun[request.request_id] = bytes.fromhex(ticket.transfer), now
+        if isinstance(ticket, LocalTicket):
+            return
+        self._tracked[request.request_id] = _Tracked(
+            ticket=ticket,
+            arrived=now,
+            tokens=list(request.prompt_token_ids or ()),
+            salt=request.cache_salt or "",
+            deadline=now + ticket.ttl_ms / 1000,
+        )
 
     def matched(self, request: str, computed: int) -> int:
         """Tokens beyond ``computed`` that a prefill worker will send."""
@@ -101,14 +111,22 @@ class DecodeScheduling:
             if tracked := self._tracked.get(request):
                 tracked.stage = Stage.OVER
 
-    def step(self, idle: bool = False) -> Orders:
-        """The orders that go with the next engine step; ``idle``: it computes nothing."""
+    def step(self, scheduled: Collection[str] = (), idle: bool = False) -> Orders:
+        """The orders that go with the next engine step, which computes for ``scheduled`` requests.
+
+        ``idle``: it computes nothing.
+        """
+        now = self._clock()
+        for request in [name for name in self._not_begun if name in scheduled]:
+            transfer, arrived = self._not_begun.pop(request)
+            self._orders.begun.append(Begun(transfer, arrived, now))
         orders, self._orders = self._orders, Orders()
         orders.idle = idle
         return orders
 
     def finished(self, request: str) -> None:
         """The engine is through with the request, whatever its stage."""
+        self._not_begun.pop(request, None)
         tracked = self._tracked.pop(request, None)
         if tracked is None:
             return
@@ -138,5 +156,6 @@ class DecodeScheduling:
             block_ids=block_ids,
             local_tokens=tracked.local,
             prompt_tokens=len(tracked.tokens),
+            arrived=tracked.arrived,
             deadline=tracked.deadline,
         )

@@ -49,6 +49,8 @@ class DecodeWorking:
             if order.block_ids:
                 self._requests[order.transfer] = order.request
             self._receiver.fetch(self._fetch(order))
+        for begun in orders.begun:
+            self._receiver.tell(begun)
 
     def reports(self) -> Reports:
         """What has come to an end since the last call. Refusals of ours concern nobody.
@@ -81,6 +83,7 @@ class DecodeWorking:
         return Fetch(
             reservation,
             self._ready(order),
+            arrived=order.arrived,
             local_tokens=order.local_tokens,
             prompt_tokens=order.prompt_tokens,
             block_tokens=self._layout.block_size,

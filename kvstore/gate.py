@@ -1,8 +1,9 @@
 """The ASGI middleware in front of a worker's vLLM server.
 
-It lets only kvferry's own proxies in, tells in a response header what became of a transfer, and
-passes on that a transfer is to be abandoned. vLLM loads it by name (``--middleware``) and gives it
-nothing, so it finds its settings where vLLM keeps the connector's.
+It lets only kvferry's own proxies in, tells in response headers what became of a transfer and how
+long ago the engine began with the request, and passes on that a transfer is to be abandoned. vLLM
+loads it by name (``--middleware``) and gives it nothing, so it finds its settings where vLLM keeps
+the connector's.
 
 A response's start is held back until its first body chunk: only then is it known what happened.
 """
@@ -12,26 +13,29 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from kvstore.clock import Clock
 from kvstore.credentials import load_or_create
 from kvstore.engine_facts import worker_settings
-from kvstore.messages import Abandon, Outcome
+from kvstore.messages import Abandon, Begun, Outcome, Times
 from kvstore.transport.wire import GateLink
 
 TOKEN_HEADER = b"x-kvferry-token"
 TRANSFER_HEADER = b"x-kvferry-transfer"
 OUTCOME_HEADER = b"x-kvferry-outcome"
+TIMES_HEADER = b"x-kvferry-times"
 ABANDON_PATH = "/kvferry/abandon/"
 
 _OPEN_PATHS = frozenset({"/health"})
-_KEPT_OUTCOMES = 4096
-_OUTCOME_SECONDS = 0.05
+_KEPT_REPORTS = 4096
+_REPORT_SECONDS = 0.05
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -40,14 +44,19 @@ Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("kvferry.gate")
+Report = TypeVar("Report", Outcome, Begun)
 
 
-class Outcomes:
-    """What became of the latest transfers; awaited by transfer. Bounded, oldest dropped first."""
+class Reports:
+    """What the connector told of the latest requests, by transfer. Bounded, oldest dropped first.
+
+    A request's ``Begun`` is the last that is told of it.
+    """
 
     def __init__(self, link: GateLink) -> None:
         self._link = link
-        self._known: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._outcomes: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._begun: OrderedDict[bytes, Begun] = OrderedDict()
         self._awaited: dict[bytes, asyncio.Event] = {}
 
     def start(self) -> None:
@@ -55,10 +64,10 @@ class Outcomes:
         asyncio.get_running_loop().add_reader(self._link.fileno(), self._take)
         self._take()
 
-    async def of(self, transfer: bytes, seconds: float) -> Outcome | None:
-        """The outcome, waiting up to ``seconds`` for it; None when it is not known then."""
+    async def of(self, transfer: bytes, seconds: float) -> tuple[Outcome | None, Begun | None]:
+        """Both reports, waiting up to ``seconds`` for them; None for what is not known then."""
         self._take()
-        if transfer not in self._known:
+        if transfer not in self._begun:
             event = self._awaited.setdefault(transfer, asyncio.Event())
             try:
                 async with asyncio.timeout(seconds):
@@ -67,24 +76,32 @@ class Outcomes:
                 pass
             finally:
                 self._awaited.pop(transfer, None)
-        return self._known.pop(transfer, None)
+        return self._outcomes.pop(transfer, None), self._begun.pop(transfer, None)
 
     def _take(self) -> None:
-        for outcome in self._link.outcomes():
-            self._known[outcome.transfer] = outcome
-            while len(self._known) > _KEPT_OUTCOMES:
-                self._known.popitem(last=False)
-            if event := self._awaited.get(outcome.transfer):
+        for report in self._link.reports():
+            if isinstance(report, Outcome):
+                _keep(self._outcomes, report)
+                continue
+            _keep(self._begun, report)
+            if event := self._awaited.get(report.transfer):
                 event.set()
+
+
+def _keep(kept: OrderedDict[bytes, Report], report: Report) -> None:
+    kept[report.transfer] = report
+    while len(kept) > _KEPT_REPORTS:
+        kept.popitem(last=False)
 
 
 class Gate:
     """The middleware; one per worker's API process."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, clock: Clock = time.monotonic) -> None:
         self._app = app
+        self._clock = clock
         self._token = b""
-        self._outcomes: Outcomes | None = None
+        self._reports: Reports | None = None
         self._link: GateLink | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,8 +131,8 @@ class Gate:
         settings = worker_settings(args.kv_transfer_config.kv_connector_extra_config)
         self._token = load_or_create(Path(settings.state_dir)).http_token().encode()
         self._link = GateLink(gate=settings.addresses.gate, abandon=settings.addresses.abandon)
-        self._outcomes = Outcomes(self._link)
-        self._outcomes.start()
+        self._reports = Reports(self._link)
+        self._reports.start()
 
     def _admits(self, headers: dict[bytes, bytes]) -> bool:
         return hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token)
@@ -130,7 +147,7 @@ class Gate:
         await _answer(send, 202 if taken else 503, b"{}")
 
     def _telling(self, transfer: bytes, send: Send) -> Send:
-        """``send``, with the transfer's outcome among the response's headers."""
+        """``send``, with what the connector told among the response's headers."""
         held: list[Event] = []
 
         async def telling(event: Event) -> None:
@@ -139,21 +156,27 @@ class Gate:
                 return
             if held:
                 start = held.pop()
-                await send(await self._with_outcome(start, transfer))
+                await send(await self._with_reports(start, transfer))
             await send(event)
 
         return telling
 
-    async def _with_outcome(self, start: Event, transfer: bytes) -> Event:
-        assert self._outcomes is not None
-        patience = _OUTCOME_SECONDS if start["status"] == 200 else 0.0
-        outcome = await self._outcomes.of(transfer, patience)
-        if outcome is None:
-            return start
-        fields = msgspec.to_builtins(outcome)
-        fields["transfer"] = transfer.hex()
-        value = msgspec.json.encode(fields)
-        return {**start, "headers": [*start["headers"], (OUTCOME_HEADER, value)]}
+    async def _with_reports(self, start: Event, transfer: bytes) -> Event:
+        assert self._reports is not None
+        patience = _REPORT_SECONDS if start["status"] == 200 else 0.0
+        outcome, begun = await self._reports.of(transfer, patience)
+        told = []
+        if outcome is not None:
+            fields = {**msgspec.to_builtins(outcome), "transfer": transfer.hex()}
+            told.append((OUTCOME_HEADER, msgspec.json.encode(fields)))
+        if begun is not None:
+            told.append((TIMES_HEADER, msgspec.json.encode(_times(begun, self._clock()))))
+        return {**start, "headers": [*start["headers"], *told]}
+
+
+def _times(begun: Begun, now: float) -> Times:
+    ago = [max(0.0, now - at) * 1000 for at in (begun.arrived, begun.begun)]
+    return Times(*ago)
 
 
 def _transfer(text: str) -> bytes | None:

@@ -1,19 +1,22 @@
-"""The tickets a proxy puts into ``kv_transfer_params`` of the two legs of one request.
+"""What lies in ``kv_transfer_params``: tickets on a leg's way out, a report on its way back.
 
 Both legs carry the same ``transfer`` (128 random bits), so neither needs the other's request id.
 A ticket is data, not authority: what opens a transfer is the MAC of ``Ready`` (kvstore.transfer).
+The decode leg has nothing on its way back, since vLLM tells a stream's end nothing of ours: its
+worker's gate tells (kvstore.gate).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from kvstore.errors import WireError
+from kvstore.messages import Count, Milliseconds
 
 PARAMS_KEY = "kvferry"
-"""Where a ticket lies inside ``kv_transfer_params``."""
+"""Where a ticket or a report lies inside ``kv_transfer_params``."""
 
 TransferHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
@@ -25,7 +28,7 @@ class PrefillTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl_ms: Annotated[int, msgspec.Meta(gt=0, le=3_600_000)]
 
 
-class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="fetch"):
     """For the decode leg: fetch this prompt's KV from ``ship``, from this generation of it."""
 
     transfer: TransferHex
@@ -34,8 +37,28 @@ class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sender_generation: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
-Ticket = PrefillTicket | DecodeTicket
-T = TypeVar("T", PrefillTicket, DecodeTicket)
+class LocalTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="local"):
+    """For a decode leg that computes its prompt itself: nothing to fetch.
+
+    ``transfer`` only names the leg, so that its worker can tell when it began.
+    """
+
+    transfer: TransferHex
+
+
+class PrefillReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A prefill leg's own account of itself.
+
+    ``prefill_ms``: from its first forward pass being scheduled to the end of its last. Of the
+    prompt, ``gpu_tokens`` were in engine memory and ``dram_tokens`` came from the DRAM tier.
+    """
+
+    prefill_ms: Milliseconds
+    gpu_tokens: Count
+    dram_tokens: Count
+
+
+Ticket = PrefillTicket | DecodeTicket | LocalTicket
 
 
 class EngineRequest(Protocol):
@@ -51,9 +74,9 @@ class EngineRequest(Protocol):
     def kv_transfer_params(self) -> dict[str, object] | None: ...
 
 
-def to_params(ticket: Ticket) -> dict[str, object]:
-    """``kv_transfer_params`` of a leg."""
-    return {PARAMS_KEY: msgspec.to_builtins(ticket)}
+def to_params(content: Ticket | PrefillReport) -> dict[str, object]:
+    """``kv_transfer_params`` of a leg, or of its answer."""
+    return {PARAMS_KEY: msgspec.to_builtins(content)}
 
 
 def prefill_ticket(params: object) -> PrefillTicket | None:
@@ -61,18 +84,26 @@ def prefill_ticket(params: object) -> PrefillTicket | None:
 
     Raises WireError on a malformed one.
     """
-    return _ticket(params, PrefillTicket)
+    ticket: PrefillTicket | None = _inside(params, PrefillTicket)
+    return ticket
 
 
-def decode_ticket(params: object) -> DecodeTicket | None:
-    """The decode ticket, as ``prefill_ticket``."""
-    return _ticket(params, DecodeTicket)
+def decode_ticket(params: object) -> DecodeTicket | LocalTicket | None:
+    """The decode leg's ticket, as ``prefill_ticket``."""
+    ticket: DecodeTicket | LocalTicket | None = _inside(params, DecodeTicket | LocalTicket)
+    return ticket
 
 
-def _ticket(params: object, kind: type[T]) -> T | None:
+def prefill_report(params: object) -> PrefillReport | None:
+    """The report in an answer's ``kv_transfer_params``, as ``prefill_ticket``."""
+    report: PrefillReport | None = _inside(params, PrefillReport)
+    return report
+
+
+def _inside(params: object, kind: Any) -> Any:  # noqa: ANN401 (one type or a union)
     if not isinstance(params, dict) or PARAMS_KEY not in params:
         return None
     try:
         return msgspec.convert(params[PARAMS_KEY], type=kind, strict=True)
     except msgspec.ValidationError as error:
-        raise WireError(f"malformed ticket: {error}") from None
+        raise WireError(f"malformed ticket or report: {error}") from None

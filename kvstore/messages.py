@@ -2,6 +2,8 @@
 
 Version history of the protocol
     1   first version
+    2   a decode worker tells when a request's first step began (``Begun``); ``Outcome.wait_ms``
+        counts from the request's arrival in the engine; decode tickets come in two kinds
 
 Two conversations:
 
@@ -32,7 +34,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Uri = Annotated[str, msgspec.Meta(max_length=512)]
@@ -41,6 +43,10 @@ Transfer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
+Moment = Annotated[float, msgspec.Meta(ge=0)]
+"""Seconds on the host's monotonic clock; of no use on another host."""
+
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=86_400_000)]
 Hashes = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 """Block names (``blockhash.NAME_BYTES`` each), concatenated."""
 
@@ -180,8 +186,9 @@ class Delta(Message, frozen=True, tag=True):
 class Outcome(Message, frozen=True, tag=True):
     """What became of a transfer on the decode side, told to the worker's HTTP gate.
 
-    ``local_tokens`` were in decode's own cache, ``received_tokens`` came by ship. ``reason`` is
-    set where the transfer failed and decode recomputed.
+    ``local_tokens`` were in decode's own cache, ``received_tokens`` came by ship. ``wait_ms`` is
+    from the request's arrival in decode's engine to the transfer's end: its last block in place,
+    or its failure. ``reason`` is set where the transfer failed and decode recomputed.
     """
 
     transfer: Transfer
@@ -189,8 +196,20 @@ class Outcome(Message, frozen=True, tag=True):
     local_tokens: Count
     received_tokens: Count
     received_bytes: Count
-    wait_ms: float
+    wait_ms: Milliseconds
     reason: FailReason | None = None
+
+
+class Begun(Message, frozen=True, tag=True):
+    """A decode engine schedules a request's first step; told to the worker's HTTP gate.
+
+    It follows the request's ``Outcome``, if there is one. ``arrived``: the request joined the
+    engine's queue.
+    """
+
+    transfer: Transfer
+    arrived: Moment
+    begun: Moment
 
 
 class Abandon(Message, frozen=True, tag=True):
@@ -201,5 +220,16 @@ class Abandon(Message, frozen=True, tag=True):
 
 ShipMessage = Ready | Blocks | Received | Failed | Cancel
 FeedMessage = Subscribe | Announce | Snapshot | Delta
-GateMessage = Outcome | Abandon
+GateMessage = Outcome | Begun | Abandon
 AnyMessage = ShipMessage | FeedMessage | GateMessage
+
+
+class Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker's gate tells the proxy in a header: how long before the answer's first bytes.
+
+    ``Begun`` without its clock: when the request joined the engine's queue, and when its first
+    step was scheduled.
+    """
+
+    arrived_ms: Milliseconds
+    begun_ms: Milliseconds

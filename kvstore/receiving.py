@@ -38,19 +38,18 @@ class Placement:
 
 @dataclass(frozen=True)
 class Ended:
-    """A transfer is over. ``reason`` is None when every block is in place."""
+    """A transfer is over, since ``at``. ``reason`` is None when every block is in place."""
 
     transfer: bytes
     reason: FailReason | None
     detail: str
     received_blocks: int
-    wait_seconds: float
+    at: float
 
 
 @dataclass
 class _Inbound:
     reservation: Reservation
-    begun: float
     next: int
 
 
@@ -72,7 +71,7 @@ class ReceiverCore:
         """Memory is reserved; blocks may come. Nothing to fetch ends it at once."""
         if reservation.transfer in self._live:
             raise ValueError("this transfer is being received already")
-        self._live[reservation.transfer] = _Inbound(reservation, now, reservation.first)
+        self._live[reservation.transfer] = _Inbound(reservation, reservation.first)
         if not reservation.block_ids:
             self._end(reservation.transfer, None, "", now)
         elif reservation.transfer in self._given_up:
@@ -173,4 +172,4 @@ class ReceiverCore:
     def _end(self, transfer: bytes, reason: FailReason | None, detail: str, now: float) -> None:
         inbound = self._live.pop(transfer)
         received = inbound.next - inbound.reservation.first
-        self._ended.append(Ended(transfer, reason, detail, received, now - inbound.begun))
+        self._ended.append(Ended(transfer, reason, detail, received, now))

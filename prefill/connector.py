@@ -28,6 +28,7 @@ from kvstore.engine_facts import (
     worker_settings,
 )
 from kvstore.engine_waits import nap_between_looks
+from kvstore.handoff import to_params
 from kvstore.lmcache_tier import open_copy, open_lookup
 from kvstore.pages import open_pages
 from kvstore.sending import SenderCore
@@ -111,7 +112,9 @@ class PrefillConnector(KVConnectorBase_V1):
     def request_finished(
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self._scheduling.finished(request.request_id), None
+        report = self._scheduling.report(request.request_id)
+        waits = self._scheduling.finished(request.request_id)
+        return waits, to_params(report) if report else None
 
     # -- worker
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
-from kvstore.handoff import EngineRequest, prefill_ticket
+from kvstore.handoff import EngineRequest, PrefillReport, prefill_ticket
 from kvstore.once import UsedOnce
 from kvstore.tier import TierKey, TierLookup, TierOp
 from kvstore.transfer import Prompt
@@ -54,6 +54,9 @@ class _Tracked:
     lease_until: float
     stage: Stage = Stage.NEW
     local: int = 0
+    loading: int = 0
+    dram: int = 0
+    begun: float | None = None
     stored: int = 0
     supplied: int = 0
     opened: bool = False
@@ -104,7 +107,7 @@ class PrefillScheduling:
             tracked.stage = Stage.COMPUTING
             self._tier.keep(request, 0, 0)
             return
-        tracked.stage = Stage.LOADING
+        tracked.stage, tracked.loading = Stage.LOADING, external
         end = tracked.local + external
         start = tracked.local // self._tier.chunk_tokens * self._tier.chunk_tokens
         self._tier.keep(request, start, end)
@@ -130,12 +133,21 @@ class PrefillScheduling:
         written = {page for item in items for page in self._written(item)}
         for item in items:
             if tracked := self._tracked.get(item.request):
+                self._begin(tracked, item)
                 self._open(item.request, tracked)
                 self._supply(tracked, item, written)
                 self._store(tracked, item)
         orders, self._orders = self._orders, Orders()
         orders.idle = idle
         return orders
+
+    def report(self, request: str) -> PrefillReport | None:
+        """The request's account of itself, as of now; None where nothing was computed for it."""
+        tracked = self._tracked.get(request)
+        if tracked is None or tracked.begun is None:
+            return None
+        taken = max(0.0, self._clock() - tracked.begun)
+        return PrefillReport(taken * 1000, tracked.local, tracked.dram)
 
     def finished(self, request: str) -> bool:
         """The engine is through with the request; True: it must wait for our report."""
@@ -161,6 +173,14 @@ class PrefillScheduling:
             return None, 0.0
         until = self._clock() + ticket.ttl_ms / 1000 + self._lease_seconds
         return bytes.fromhex(ticket.transfer), until
+
+    def _begin(self, tracked: _Tracked, item: Scheduled) -> None:
+        if tracked.begun is not None:
+            return
+        tracked.begun = self._clock()
+        # The last token of a prompt is computed even where all of it was loaded.
+        whole = item.computed >= tracked.local + tracked.loading - 1
+        tracked.dram = tracked.loading if whole else max(0, item.computed - tracked.local)
 
     def _open(self, request: str, tracked: _Tracked) -> None:
         if tracked.transfer is None or tracked.opened:

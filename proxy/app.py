@@ -50,17 +50,17 @@ class Api:
 
     async def generate(self, route: Route, request: Request) -> Response:
         """A completion of either kind."""
-        request_id = secrets.token_hex(16)
+        request_id, arrived = secrets.token_hex(16), time.monotonic()
         try:
             tenant = self._tenant(request)
             with self._reading.one():
                 body = await self._body(request)
         except ApiError as error:
-            story = Story(request_id, "", route, time.monotonic())
+            story = Story(request_id, "", route, arrived)
             story.status, story.reason = error.status, error.code or ""
             self._metrics.told(story)
             return refusal(error, request_id)
-        return Exchange(self._pipeline, Call(route, tenant, body, request_id))
+        return Exchange(self._pipeline, Call(route, tenant, body, request_id, arrived))
 
     def models(self, request: Request) -> Response:
         """The models that live workers serve."""

@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from kvstore.cluster import Ship, Tenant
 from kvstore.errors import WireError, WorkerLost
-from kvstore.handoff import DecodeTicket, PrefillTicket
-from kvstore.messages import Announce, Outcome
+from kvstore.handoff import (
+    DecodeTicket,
+    LocalTicket,
+    PrefillReport,
+    PrefillTicket,
+    prefill_report,
+)
+from kvstore.messages import Announce, Outcome, Times
 from proxy import legs, usage
 from proxy.flight import Flight
 from proxy.metrics import Metrics
@@ -24,8 +32,10 @@ from proxy.requests import PATHS, ClientRequest, Route
 from proxy.steering import DecodeOnly, Disaggregated
 from proxy.upstream import REQUEST_HEADER, TRANSFER_HEADER, Reply, Upstream
 from proxy.usage import Path, PrefillEnd
+from proxy.wire import decoded
 
 log = logging.getLogger("kvferry.proxy")
+Told = TypeVar("Told")
 
 _ABANDON_PAUSES = (0.05, 0.1, 0.25, 0.5, *(1.0 for _ in range(30)))
 """Seconds between tellings; together about as long as decode would wait by itself."""
@@ -36,12 +46,13 @@ Spare = Callable[[str, str], Announce | None]
 
 @dataclass(frozen=True)
 class Call:
-    """A client's call, authenticated, its body read."""
+    """A client's call, authenticated, its body read; it ``arrived`` before both."""
 
     route: Route
     tenant: Tenant
     body: bytes
     request_id: str
+    arrived: float
 
 
 @dataclass(frozen=True)
@@ -61,13 +72,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Sent:
-    """The decode leg's reply, its headers read: by whom, and which path the request took."""
+    """The decode leg's reply, its headers read: by whom, and which path the request took.
+
+    ``times`` is when the worker's engine began, as far as it told.
+    """
 
     reply: Reply
     decode: Announce
     path: Path
     reason: str
     outcome: Outcome | None
+    times: Times | None
 
 
 class Dispatch:
@@ -95,10 +110,10 @@ class Dispatch:
             reply, decode, ticketed = await self._decode_leg(job, plan.decode, ticket, flight)
         finally:
             flight.settled.set()
-        outcome = _outcome(reply)
+        outcome, times = _told(reply.outcome), _told(reply.times)
         alone = plan.reason if isinstance(plan, DecodeOnly) else None
         path, reason = usage.path_taken(alone, ticketed, outcome)
-        return Sent(reply, decode, path, reason, outcome)
+        return Sent(reply, decode, path, reason, outcome, times)
 
     async def _decode_leg(
         self, job: Job, worker: Announce, ticket: DecodeTicket | None, flight: Flight
@@ -127,10 +142,11 @@ class Dispatch:
         self, job: Job, worker: Announce, ticket: DecodeTicket | None, flight: Flight
     ) -> Reply:
         flight.to_decode(worker)
-        body = legs.decode_body(job.request, job.salt, job.tokens, ticket)
+        handed = ticket or _local_ticket(job)
+        body = legs.decode_body(job.request, job.salt, job.tokens, handed)
         headers = {REQUEST_HEADER: job.call.request_id}
-        if ticket is not None:
-            headers[TRANSFER_HEADER] = ticket.transfer
+        if handed is not None:
+            headers[TRANSFER_HEADER] = handed.transfer
         return await self._upstream.post(worker.http, PATHS[job.call.route], body, headers)
 
     async def _prefill_leg(
@@ -162,12 +178,13 @@ class Dispatch:
         try:
             if reply.status != 200:
                 return PrefillEnd(connected=True, failure=f"http-{reply.status}")
-            _, figures = usage.split_reply(await reply.body())
+            fields, figures = usage.split_reply(await reply.body())
         except WorkerLost:
             return PrefillEnd(connected=True, failure="lost")
         finally:
             reply.close()
-        return PrefillEnd(connected=True, cached=usage.reported_cached(figures))
+        report = _told(lambda: _report(fields))
+        return PrefillEnd(connected=True, cached=usage.reported_cached(figures), report=report)
 
     async def _abandon(self, transfer: str, request_id: str, flight: Flight) -> None:
         """Tells decode that nothing will come, until it has settled.
@@ -190,9 +207,20 @@ class Dispatch:
                 continue
 
 
-def _outcome(reply: Reply) -> Outcome | None:
+def _local_ticket(job: Job) -> LocalTicket | None:
+    # vLLM's beam search drops tickets; its worker would wait for a report that never comes.
+    return None if job.alone == "beam-search" else LocalTicket(secrets.token_hex(16))
+
+
+def _report(fields: Mapping[str, msgspec.Raw]) -> PrefillReport | None:
+    raw = fields.get("kv_transfer_params")
+    return None if raw is None else prefill_report(decoded(bytes(raw)))
+
+
+def _told(read: Callable[[], Told | None]) -> Told | None:
+    """What a worker told; None where that is malformed."""
     try:
-        return reply.outcome()
+        return read()
     except WireError as error:
         log.warning("%s", error)
         return None

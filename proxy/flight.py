@@ -16,7 +16,8 @@ class Flight:
     """The legs of one request. ``release`` aborts what is unfinished; it is idempotent.
 
     ``decode`` is the worker that has the decode leg. ``settled``: it has answered, so a failing
-    prefill leg no longer concerns it.
+    prefill leg no longer concerns it. ``sent``, ``prefill_ended`` and ``answered`` say when the
+    first leg was sent, the prefill leg ended and the decode leg's answer began to come.
     """
 
     def __init__(self, loads: Loads, clock: Clock) -> None:
@@ -26,7 +27,9 @@ class Flight:
         self._reply: Reply | None = None
         self.decode: Announce | None = None
         self.prefill: asyncio.Task[PrefillEnd] | None = None
+        self.sent: float | None = None
         self.prefill_ended: float | None = None
+        self.answered: float | None = None
         self.settled = asyncio.Event()
 
     def counted(self, worker: Announce) -> AbstractContextManager[None]:
@@ -38,15 +41,18 @@ class Flight:
         self._decode_counted.close()
         self._decode_counted.enter_context(self.counted(worker))
         self.decode = worker
+        self._note_sent()
 
     def to_prefill(self, leg: asyncio.Task[PrefillEnd]) -> None:
         """The prefill leg is under way; when it ends is noted."""
         self.prefill = leg
+        self._note_sent()
         leg.add_done_callback(self._note_prefill_end)
 
     def hold(self, reply: Reply) -> None:
         """The decode leg's reply is being read."""
         self._reply = reply
+        self.answered = self._clock()
 
     async def prefill_end(self, seconds: float) -> PrefillEnd | None:
         """How the prefill leg ended; None if there was none. Waits for ``seconds`` at most."""
@@ -56,6 +62,16 @@ class Flight:
         if not self.prefill.done() or self.prefill.cancelled():
             return PrefillEnd(connected=True)
         return self.prefill.result()
+
+    def prefill_result(self) -> PrefillEnd | None:
+        """How the prefill leg ended; None if there was none, or it is still under way."""
+        if self.prefill is None or self.prefill_ended is None or self.prefill.cancelled():
+            return None
+        return self.prefill.result()
+
+    def _note_sent(self) -> None:
+        if self.sent is None:
+            self.sent = self._clock()
 
     def _note_prefill_end(self, _leg: asyncio.Task[PrefillEnd]) -> None:
         self.prefill_ended = self._clock()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvstore.handoff import DecodeTicket, PrefillTicket, to_params
+from kvstore.handoff import DecodeTicket, LocalTicket, PrefillTicket, to_params
 from proxy.requests import ClientRequest
 
 PREFILL_PATH = "/v1/completions"
@@ -38,7 +38,7 @@ def decode_body(
     request: ClientRequest,
     salt: str,
     tokens: Sequence[int] | None,
-    ticket: DecodeTicket | None,
+    ticket: DecodeTicket | LocalTicket | None,
 ) -> dict[str, Any]:
     """For the decode worker: what the client asked for.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from kvstore.messages import Tier
 from proxy.usage import Account
 
 log = logging.getLogger("kvferry.proxy")
@@ -14,6 +16,7 @@ log = logging.getLogger("kvferry.proxy")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CLIENT_GONE = 499
 
+_STAGE_SECONDS = (0.001, 0.0025, 0.005)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -22,7 +25,8 @@ class Story:
     """What is told of one request once it has ended; filled in as it goes.
 
     ``path`` stays "none" for a request that reached no worker; ``reason`` is why it was not
-    disaggregated, "" if it was. Times are on the proxy's monotonic clock, in seconds.
+    disaggregated, "" if it was. Times are on the proxy's monotonic clock, in seconds; ``stages``
+    are milliseconds (``proxy.stages``), ``tiers`` the cached tokens by where they lay.
     """
 
     request_id: str
@@ -36,6 +40,8 @@ class Story:
     prefill: str = ""
     decode: str = ""
     account: Account | None = None
+    tiers: Mapping[Tier, int] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 class Metrics:
@@ -60,6 +66,13 @@ class Metrics:
             "From the request's arrival to the first token.",
             ["path"],
             buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._stages = Histogram(
+            "kvferry_ttft_stage_seconds",
+            "Parts of the time to the first token; an answer that is not streamed lacks its last.",
+            ["stage"],
+            buckets=_STAGE_SECONDS + _SECONDS,
             registry=self.registry,
         )
         self._duration = Histogram(
@@ -96,6 +109,8 @@ class Metrics:
         if story.first_token is not None:
             first_token = story.first_token - story.began
             self._first_token.labels(story.path).observe(first_token)
+        for stage, milliseconds in story.stages.items():
+            self._stages.labels(stage).observe(milliseconds / 1000)
         books = story.account
         if books is not None:
             for kind in ("prompt", "cached", "completion"):

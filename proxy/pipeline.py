@@ -20,7 +20,7 @@ from kvstore.clock import Clock
 from kvstore.cluster import Proxy, Ship
 from kvstore.errors import ApiError, WorkerLost
 from kvstore.messages import ROLES, Announce, Role
-from proxy import faults, requests, steering, usage
+from proxy import faults, requests, stages, steering, usage
 from proxy.dispatch import Call, Dispatch, Job, Sent
 from proxy.flight import Flight
 from proxy.identity import Scope, salt
@@ -28,9 +28,14 @@ from proxy.loads import Loads, Places
 from proxy.metrics import Metrics, Story
 from proxy.render import render
 from proxy.requests import ClientRequest
+from proxy.stages import Moments
 from proxy.steering import Disaggregated, Fleet, Holding, Prompt, Reject
 from proxy.streaming import first_event, relay
 from proxy.upstream import Upstream
+from proxy.usage import PrefillEnd
+
+TIMING_HEADER = "server-timing"
+CACHED_HEADER = "x-kvferry-cached"
 
 USAGE_SECONDS = 2.0
 """How long a finished answer waits for the prefill leg's figures."""
@@ -94,7 +99,7 @@ class Pipeline:
         Raises ApiError: at entry for a request that cannot be served, inside for one that broke
         off. Entry returns when the first token is there.
         """
-        story = Story(call.request_id, call.tenant.name, call.route, self._clock())
+        story = Story(call.request_id, call.tenant.name, call.route, call.arrived)
         seconds = self._settings.proxy.request_seconds
         flight = Flight(self.loads, self._clock)
         self._metrics.began()
@@ -138,7 +143,7 @@ class Pipeline:
         if sent.reply.status != 200:
             raise faults.from_worker(sent.reply.status, await sent.reply.body())
         if request.stream:
-            story.first_token = self._clock()
+            story.first_token = flight.answered
         story.path, story.reason = sent.path, sent.reason
         return await self._deliver(job.request, sent, flight, story)
 
@@ -186,16 +191,30 @@ class Pipeline:
     async def _deliver(
         self, request: ClientRequest, sent: Sent, flight: Flight, story: Story
     ) -> Answer:
-        async def amend(figures: dict[str, Any]) -> dict[str, Any]:
-            cached = await _cached(flight, sent, usage.reported_cached(figures))
-            story.account = usage.account(figures, cached)
-            return usage.amended(figures, cached)
+        def moments() -> Moments:
+            assert flight.answered is not None
+            ended, answered = flight.prefill_ended, flight.answered
+            return Moments(story.began, flight.sent, ended, answered, request.stream)
 
-        headers = {"x-kvferry-path": sent.path, **_timing(flight, story)}
+        async def amend(figures: dict[str, Any]) -> dict[str, Any]:
+            decode_cached = usage.reported_cached(figures)
+            end = await _prefill_end(flight, sent, decode_cached)
+            cached = usage.cached_tokens(sent.path, sent.outcome, decode_cached, end)
+            story.account = usage.account(figures, cached)
+            story.tiers = usage.tiers(sent.path, cached, end)
+            story.stages = stages.stages(sent.path, moments(), _told(sent, end))
+            told = {"stages": story.stages, "cached": story.tiers}
+            return {"usage": usage.amended(figures, cached), "kvferry": told}
+
+        headers: dict[str, str] = {"x-kvferry-path": sent.path}
         if not request.stream:
             fields, figures = usage.split_reply(await sent.reply.body())
-            whole = usage.whole_reply(fields, await amend(figures))
+            whole = usage.whole_reply(fields, (await amend(figures))["usage"])
+            headers[TIMING_HEADER] = stages.timing_header(moments(), story.stages)
+            headers[CACHED_HEADER] = usage.tiers_header(story.tiers)
             return Answer(whole, "application/json", headers)
+        early = stages.so_far(sent.path, moments(), _told(sent, flight.prefill_result()))
+        headers[TIMING_HEADER] = stages.timing_header(moments(), early)
         chunks = sent.reply.chunks()
         begun = await first_event(chunks)
         if (error := faults.in_event(begun)) is not None:
@@ -204,26 +223,15 @@ class Pipeline:
         return Answer(pieces, "text/event-stream; charset=utf-8", headers)
 
 
-def _timing(flight: Flight, story: Story) -> dict[str, str]:
-    """When the prefill leg ended and the first token came, as far as both are known by now.
-
-    The header is the W3C's Server-Timing: milliseconds since the request arrived.
-    """
-    moments = {"prefill": flight.prefill_ended, "first_token": story.first_token}
-    told = [
-        f"{name};dur={(at - story.began) * 1000:.1f}"
-        for name, at in moments.items()
-        if at is not None
-    ]
-    return {"server-timing": ", ".join(told)} if told else {}
+def _told(sent: Sent, end: PrefillEnd | None) -> stages.Told:
+    return stages.told(sent.times, sent.outcome, end)
 
 
-async def _cached(flight: Flight, sent: Sent, decode_cached: int) -> int:
+async def _prefill_end(flight: Flight, sent: Sent, decode_cached: int) -> PrefillEnd | None:
     local = sent.outcome.local_tokens if sent.outcome is not None else decode_cached
     if sent.path == "recomputed" and local == 0:
-        return 0  # whatever the prefill leg says; no need to wait for it
-    end = await flight.prefill_end(USAGE_SECONDS)
-    return usage.cached_tokens(sent.path, sent.outcome, decode_cached, end)
+        return PrefillEnd(connected=True)  # whatever it says nothing was cached: no need to wait
+    return await flight.prefill_end(USAGE_SECONDS)
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

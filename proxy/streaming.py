@@ -23,7 +23,7 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _DATA = b"data:"
 
 Amend = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-"""From the decode leg's usage to the true one."""
+"""From the decode leg's usage to the fields of the usage event that are kvferry's to tell."""
 
 
 class EventSplitter:
@@ -84,9 +84,9 @@ async def relay(
             if ready:  # before waiting for the other leg's figures
                 yield bytes(ready)
                 ready.clear()
-            usage = await amend(fields["usage"])
+            told = await amend(fields["usage"])
             if keep_usage:
-                ready += _DATA + b" " + msgspec.json.encode({**fields, "usage": usage}) + _END
+                ready += _DATA + b" " + msgspec.json.encode({**fields, **told}) + _END
         if ready:
             yield bytes(ready)
     if rest := splitter.rest():

@@ -14,12 +14,13 @@ import aiohttp
 import msgspec
 
 from kvstore.errors import WireError, WorkerLost
-from kvstore.messages import Outcome
+from kvstore.messages import Outcome, Times
 from proxy.wire import decoded
 
 TOKEN_HEADER = "x-kvferry-token"  # noqa: S105 (a header's name)
 TRANSFER_HEADER = "x-kvferry-transfer"
 OUTCOME_HEADER = "x-kvferry-outcome"
+TIMES_HEADER = "x-kvferry-times"
 REQUEST_HEADER = "x-request-id"
 
 MAX_REPLY_BYTES = 256 << 20
@@ -57,6 +58,11 @@ class Reply:
             return msgspec.convert(fields, Outcome)
         except (msgspec.ValidationError, ValueError, KeyError) as error:
             raise WireError(f"malformed outcome of a transfer: {error}") from None
+
+    def times(self) -> Times | None:
+        """When the worker's engine began; None if it told nothing. Raises WireError."""
+        text = self._response.headers.get(TIMES_HEADER)
+        return None if text is None else decoded(text, Times)
 
     async def body(self) -> bytes:
         """All of it. Raises WorkerLost if it breaks off or is longer than MAX_REPLY_BYTES."""

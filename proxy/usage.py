@@ -10,17 +10,20 @@ not know whether its work was used. Put together::
                     prefill worker never got the request, what decode had
 
 Where a leg's figure stays unknown it counts as zero: tokens are never called cached on a guess.
+What lay in the DRAM tier is told apart only where the prefill worker's copy was the one used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from kvstore.errors import WireError, WorkerLost
-from kvstore.messages import Outcome
+from kvstore.handoff import PrefillReport
+from kvstore.messages import Outcome, Tier
 from proxy.wire import decoded
 
 Path = Literal["disaggregated", "decode-only", "recomputed"]
@@ -30,12 +33,22 @@ Path = Literal["disaggregated", "decode-only", "recomputed"]
 class PrefillEnd:
     """How a prefill leg ended. ``connected``: the worker may have computed something.
 
-    ``cached`` is what it had of the prompt (None: unknown); ``failure`` says why it failed.
+    ``cached`` is what it had of the prompt, as vLLM counted (None: unknown); ``failure`` says why
+    it failed; ``report`` is the worker's own account, if it gave one.
     """
 
     connected: bool
     cached: int | None = None
     failure: str | None = None
+    report: PrefillReport | None = None
+
+    @property
+    def had(self) -> int:
+        """Tokens it had of the prompt; vLLM also counts those whose load failed."""
+        cached = self.cached or 0
+        if self.report is None:
+            return cached
+        return min(cached, self.report.gpu_tokens + self.report.dram_tokens)
 
 
 @dataclass(frozen=True)
@@ -74,10 +87,23 @@ def cached_tokens(
     if prefill is None:
         return decode_cached
     if path == "disaggregated":
-        return prefill.cached or 0
+        return prefill.had
     if not prefill.connected:
         return local
-    return min(prefill.cached or 0, local)
+    return min(prefill.had, local)
+
+
+def tiers(path: Path, cached: int, prefill: PrefillEnd | None) -> dict[Tier, int]:
+    """The ``cached`` tokens of a request by the tier they were found in."""
+    dram = 0
+    if path == "disaggregated" and prefill is not None and prefill.report is not None:
+        dram = min(cached, prefill.report.dram_tokens)
+    return {"gpu": cached - dram, "dram": dram}
+
+
+def tiers_header(found: Mapping[Tier, int]) -> str:
+    """``tiers`` as a header's value."""
+    return ", ".join(f"{tier}={tokens}" for tier, tokens in found.items())
 
 
 def reported_cached(usage: object) -> int:

@@ -22,6 +22,7 @@ from kvstore.errors import ConfigError, WireError
 from kvstore.messages import (
     Abandon,
     AnyMessage,
+    Begun,
     Blocks,
     Cancel,
     Failed,
@@ -175,10 +176,10 @@ class DecodeWire:
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._monitors: dict[str, zmq.Socket[Any]] = {}
         context = self._polled.context
-        self._outcomes, self._abandons = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-        self._outcomes.setsockopt(zmq.SNDHWM, _GATE_QUEUE)
+        self._reports, self._abandons = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+        self._reports.setsockopt(zmq.SNDHWM, _GATE_QUEUE)
         self._abandons.setsockopt(zmq.RCVHWM, _GATE_QUEUE)
-        self._outcomes.connect(gate)
+        self._reports.connect(gate)
         self._abandons.bind(abandon)
         self._polled.poller.register(self._abandons, zmq.POLLIN)
         self.wake = self._polled.wake
@@ -234,10 +235,10 @@ class DecodeWire:
             if isinstance(message, Abandon):
                 transfers.append(message.transfer)
 
-    def report(self, outcome: Outcome) -> bool:
-        """Tell the gate; False when nobody takes it (the gate then knows of no outcome)."""
+    def report(self, message: Outcome | Begun) -> bool:
+        """Tell the gate; False when nobody takes it (the gate then knows nothing of it)."""
         try:
-            self._outcomes.send(encode(outcome), zmq.NOBLOCK)
+            self._reports.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -281,34 +282,34 @@ def _decoded(frames: Sequence[bytes | memoryview]) -> AnyMessage | None:
 
 
 class GateLink:
-    """The HTTP gate's end: awaits outcomes, sends abandons. For asyncio: poll ``fileno``."""
+    """The HTTP gate's end: awaits reports, sends abandons. For asyncio: poll ``fileno``."""
 
     def __init__(self, *, gate: str, abandon: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._outcomes, self._abandons = (
+        self._reports, self._abandons = (
             self._context.socket(zmq.PULL),
             self._context.socket(zmq.PUSH),
         )
-        self._outcomes.setsockopt(zmq.RCVHWM, _GATE_QUEUE)
+        self._reports.setsockopt(zmq.RCVHWM, _GATE_QUEUE)
         self._abandons.setsockopt(zmq.SNDHWM, _GATE_QUEUE)
-        self._outcomes.bind(gate)
+        self._reports.bind(gate)
         self._abandons.connect(abandon)
 
     def fileno(self) -> int:
-        """Readable when ``outcomes`` should be called."""
-        descriptor = self._outcomes.getsockopt(zmq.FD)
+        """Readable when ``reports`` should be called."""
+        descriptor = self._reports.getsockopt(zmq.FD)
         assert isinstance(descriptor, int)
         return descriptor
 
-    def outcomes(self) -> list[Outcome]:
-        """What has become of transfers since the last call."""
-        found: list[Outcome] = []
+    def reports(self) -> list[Outcome | Begun]:
+        """What the connector has told since the last call, in order."""
+        found: list[Outcome | Begun] = []
         while True:
             try:
-                message = _decoded([self._outcomes.recv(zmq.NOBLOCK)])
+                message = _decoded([self._reports.recv(zmq.NOBLOCK)])
             except zmq.Again:
                 return found
-            if isinstance(message, Outcome):
+            if isinstance(message, Outcome | Begun):
                 found.append(message)
 
     def send(self, message: GateMessage) -> bool:

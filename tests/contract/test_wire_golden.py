@@ -17,6 +17,7 @@ from kvstore.messages import (
     Abandon,
     Announce,
     AnyMessage,
+    Begun,
     Blocks,
     Cancel,
     Delta,
@@ -68,6 +69,7 @@ SAMPLES: list[AnyMessage] = [
     Snapshot("prefill-0", "p1", 7, 0, 2, "dram", bytes(range(32))),
     Delta("prefill-0", "p1", 8, "gpu", True, bytes(range(16)), b""),
     Outcome(TRANSFER, True, 32, 2481, 57_000_000, 12.5),
+    Begun(TRANSFER, 70_000.25, 70_000.5),
     Abandon(TRANSFER),
 ]
 

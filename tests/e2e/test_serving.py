@@ -18,6 +18,8 @@ Prompts = Callable[[int], list[int]]
 LENGTHS = [1, 31, 32, 33, 63, 64, 65, 96, 150, 512, 513, 700]
 """Around the borders of a block (32) and of a prefill chunk (512)."""
 
+STAGES = ("route", "queue", "prefill", "ship", "handover", "first_decode")
+
 
 def test_greedy_output_is_that_of_a_single_engine(cluster: LiveCluster, prompt: Prompts) -> None:
     for length in LENGTHS:
@@ -46,14 +48,30 @@ def test_caches_are_hit_by_their_tenant_and_by_nobody_else(
     assert dram_hit.cached == 512  # two whole chunks of the DRAM tier
     assert cluster.complete("green", tokens).cached == 0
     assert {first.text, engine_hit.text, dram_hit.text} == {first.text}
+    found = engine_hit.headers["x-kvferry-cached"]
+    assert found == f"gpu={engine_hit.cached}, dram=0"
+    assert dram_hit.breakdown["cached"] == {"gpu": 0, "dram": 512}
+    for reply in (first, dram_hit):
+        stages = reply.breakdown["stages"]
+        assert tuple(stages) == STAGES
+        assert min(stages.values()) >= 0
+        assert sum(stages.values()) == pytest.approx(reply.timing["first_token"], abs=0.01)
+        # A step that computes something takes time; what was computed was not waited for.
+        assert min(stages["prefill"], stages["first_decode"]) > 1
+        assert stages["ship"] + stages["handover"] < stages["prefill"] + stages["first_decode"]
+    assert first.breakdown["stages"]["prefill"] > dram_hit.breakdown["stages"]["prefill"]
 
 
 def test_a_repeated_prompt_stays_on_decode(cluster: LiveCluster, prompt: Prompts) -> None:
     tokens = prompt(200)
     cluster.complete("red", tokens)
     time.sleep(1.5)
-    again = cluster.complete("red", tokens)
+    again = cluster.stream("red", tokens)
     assert (again.path, again.cached) == ("decode-only", 192)
+    assert again.breakdown["cached"] == {"gpu": 192, "dram": 0}
+    stages = again.breakdown["stages"]
+    assert tuple(stages) == STAGES[:3]
+    assert sum(stages.values()) == pytest.approx(again.timing["first_token"], abs=0.01)
 
 
 def test_what_cannot_be_shipped_is_served_by_decode_alone(

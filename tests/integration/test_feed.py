@@ -28,7 +28,7 @@ from kvstore.credentials import Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import Announce, Role
+from kvstore.messages import PROTOCOL_VERSION, Announce, Role
 from kvstore.relay import Relay, replay_endpoint
 
 HASHES = [bytes([i]) * 32 for i in range(200)]
@@ -113,7 +113,9 @@ class RunningRelay:
             dram=Dram(),
             model_name="m",
         )
-        announce = Announce(1, "w", role, "g0", "starting", "m", "", "", "", 32, 8192, 100, 0)
+        announce = Announce(
+            PROTOCOL_VERSION, "w", role, "g0", "starting", "m", "", "", "", 32, 8192, 100, 0
+        )
         self.relay = Relay(announce, settings, credentials)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)

@@ -18,7 +18,7 @@ from decode.receiving import Receiver
 from decode.working import DecodeWorking
 from kvstore.credentials import load_or_create
 from kvstore.layout import KVLayout
-from kvstore.messages import Blocks
+from kvstore.messages import Begun, Blocks, Outcome
 from kvstore.pages import Bytes, HostPages
 from kvstore.receiving import ReceiverCore
 from kvstore.sending import SenderCore
@@ -60,6 +60,7 @@ class Pair:
             block_ids=ids,
             local_tokens=first * 32,
             prompt_tokens=prompt.blocks * 32,
+            arrived=time.monotonic(),
             deadline=time.monotonic() + 10,
         )
         return Orders(fetches=[fetch])
@@ -122,7 +123,7 @@ def test_pages_arrive_bit_for_bit_chunk_by_chunk(pair: Pair) -> None:
         assert torch.equal(pair.target[:, 40 + at], pair.source[:, order[at]])
     untouched = [block for block in range(BLOCKS) if not 43 <= block < 60]
     assert torch.equal(pair.target[:, untouched], before[:, untouched])
-    outcome = until(pair.gate.outcomes)[0]
+    outcome = until(pair.gate.reports)[0]
     assert (outcome.shipped, outcome.local_tokens, outcome.received_tokens) == (True, 96, 544)
 
 
@@ -140,7 +141,7 @@ def test_a_damaged_block_is_never_written(pair: Pair, monkeypatch: pytest.Monkey
     pair.shipper.open(transfer, prompt, time.monotonic() + 10)
     pair.shipper.supply(transfer, {0: 0})
     assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
-    assert until(pair.gate.outcomes)[0].reason == "digest-mismatch"
+    assert until(pair.gate.reports)[0].reason == "digest-mismatch"
     assert torch.equal(pair.target, before)
 
 
@@ -166,7 +167,7 @@ def test_a_wrong_prompt_gets_nothing(pair: Pair) -> None:
     pair.working.before_forward(pair.order(transfer, prompt_of(3)))
     assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
     assert torch.equal(pair.target, before)
-    assert until(pair.gate.outcomes)[0].reason == "not-authentic"
+    assert until(pair.gate.reports)[0].reason == "not-authentic"
 
 
 def test_a_sender_that_dies_is_noticed_at_once(pair: Pair) -> None:
@@ -179,7 +180,7 @@ def test_a_sender_that_dies_is_noticed_at_once(pair: Pair) -> None:
     pair.shipper.stop()
     assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
     assert time.monotonic() - begun < 8
-    assert until(pair.gate.outcomes)[0].reason == "peer-lost"
+    assert until(pair.gate.reports)[0].reason == "peer-lost"
 
 
 def test_the_gate_can_abandon(pair: Pair) -> None:
@@ -189,7 +190,24 @@ def test_the_gate_can_abandon(pair: Pair) -> None:
     pair.working.before_forward(pair.order(transfer, prompt))
     assert until(lambda: pair.gate.send(Abandon(transfer)))
     assert pair.until_ended() == ({transfer.hex()}, {transfer.hex()})
-    assert until(pair.gate.outcomes)[0].reason == "abandoned"
+    assert until(pair.gate.reports)[0].reason == "abandoned"
+
+
+def test_a_requests_beginning_is_told_after_its_transfers_end(pair: Pair) -> None:
+    transfer, prompt = secrets.token_bytes(16), prompt_of(3)
+    orders = pair.order(transfer, prompt, first=3)
+    begun = Begun(transfer, 1.0, 2.0)
+    pair.working.before_forward(Orders(fetches=orders.fetches, begun=[begun]))
+    told: list[Outcome | Begun] = []
+
+    def both_told() -> bool:
+        told.extend(pair.gate.reports())
+        return len(told) == 2
+
+    until(both_told)
+    assert isinstance(told[0], Outcome)
+    assert told[1] == begun
+    assert 0 <= told[0].wait_ms < 5000
 
 
 def test_what_is_declined_settles_the_sender_and_reports_nothing(pair: Pair) -> None:
@@ -198,7 +216,7 @@ def test_what_is_declined_settles_the_sender_and_reports_nothing(pair: Pair) -> 
     pair.working.before_forward(pair.order(transfer, prompt, first=3))
     assert until(pair.shipper.take_settled) == [transfer]
     assert pair.working.reports().loaded == set()
-    assert until(pair.gate.outcomes)[0].received_tokens == 0
+    assert until(pair.gate.reports)[0].received_tokens == 0
 
 
 def test_an_abort_stops_the_bytes(pair: Pair) -> None:

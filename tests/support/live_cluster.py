@@ -64,6 +64,19 @@ class Reply:
         return str(self.body["choices"][0]["text"])
 
     @property
+    def timing(self) -> dict[str, float]:
+        """The entries of its Server-Timing header, in milliseconds."""
+        entries = re.findall(r"(\w+);dur=([0-9.]+)", self.headers["server-timing"])
+        return {name: float(value) for name, value in entries}
+
+    @property
+    def breakdown(self) -> dict[str, Any]:
+        """What a stream's last event tells of the request's stages and cached tokens."""
+        told = self.chunks[-1]["kvferry"]
+        assert isinstance(told, dict)
+        return told
+
+    @property
     def cached(self) -> int:
         usage = self.chunks[-1]["usage"] if self.chunks else self.body["usage"]
         return int(usage["prompt_tokens_details"]["cached_tokens"])

@@ -56,6 +56,8 @@ class Worker:
     tokens: list[int] = field(default_factory=lambda: list(range(PROMPT_TOKENS)))
     cached: int = 0
     outcome: dict[str, Any] | None = None
+    times: dict[str, float] | None = None
+    report: dict[str, Any] | None = None
     refusal: tuple[int, dict[str, Any]] | None = None
     render_refusal: tuple[int, dict[str, Any]] | None = None
     texts: list[str] = field(default_factory=lambda: list(TEXTS))
@@ -152,6 +154,8 @@ class Worker:
         if self.outcome is not None:
             transfer = request.headers.get("x-kvferry-transfer", "0" * 32)
             headers["x-kvferry-outcome"] = json.dumps({**self.outcome, "transfer": transfer})
+        if self.times is not None:
+            headers["x-kvferry-times"] = json.dumps(self.times)
         if body.get("stream"):
             return await self._stream(request, body, headers)
         chat = "chat" in request.path
@@ -163,7 +167,7 @@ class Worker:
                 "model": MODEL,
                 "choices": [{"index": 0, "finish_reason": "stop", **choice}],
                 "usage": self._usage(),
-                "kv_transfer_params": {"internal": 1},
+                "kv_transfer_params": {"kvferry": self.report} if self.report else None,
             },
             headers=headers,
         )

@@ -17,6 +17,7 @@ from tests.support.proxy_fakes import (
     PROMPT_TOKENS,
     SALT_KEY,
     TEXTS,
+    Seen,
     Stage,
     chat,
     completion,
@@ -29,6 +30,10 @@ from tests.support.proxy_fakes import (
 
 pytestmark = pytest.mark.timeout(60)
 FULL = PROMPT_TOKENS // BLOCK
+
+
+def transfer_of(leg: Seen) -> str:
+    return leg.headers["x-kvferry-transfer"]
 
 
 @pytest.mark.parametrize("route", ["chat", "completions"])
@@ -142,7 +147,11 @@ def test_served_by_decode_alone(tmp_path: Path, case: str) -> None:
                 assert b'"cached_tokens":17' in raw
             assert not s.p.seen
             (leg,) = s.d.seen  # not even rendered
-            assert "kv_transfer_params" not in leg.body
+            handed = leg.body.pop("kv_transfer_params", None)
+            if case == "beam-search":  # vLLM would drop it
+                assert handed is None
+            else:
+                assert handed == {"kvferry": {"type": "local", "transfer": transfer_of(leg)}}
             assert leg.body["cache_salt"] == salt(SALT_KEY, Scope("alice", 0))
             sent = {name: value for name, value in leg.body.items() if name != "cache_salt"}
             assert sent == body
@@ -181,7 +190,10 @@ def test_planned_for_decode_alone(
                 assert reply.headers["x-kvferry-path"] == "decode-only"
                 assert b'"cached_tokens":5' in await reply.read()
             leg = s.d.generated[0]
-            assert leg.body["kv_transfer_params"] == {"prompt_token_ids": s.d.tokens}
+            assert leg.body["kv_transfer_params"] == {
+                "prompt_token_ids": s.d.tokens,
+                "kvferry": {"type": "local", "transfer": transfer_of(leg)},
+            }
             assert not s.p.seen
             await s.counted(f'reason="{reason}"')
 
@@ -290,7 +302,11 @@ def test_decode_lost_before_its_first_token_moves_without(tmp_path: Path) -> Non
                 assert reply.status == 200
                 assert reply.headers["x-kvferry-path"] == "recomputed"
             leg = s.decode[1].generated[0]
-            assert "kvferry" not in leg.body["kv_transfer_params"]
+            assert leg.body["kv_transfer_params"]["kvferry"] == {
+                "type": "local",
+                "transfer": transfer_of(leg),
+            }
+            assert transfer_of(leg) != transfer_of(s.d.generated[0])
             await s.counted('reason="decode-lost"')
 
     run(scenario)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from decode.scheduling import DecodeScheduling
+from kvstore.clock import Clock
+from kvstore.messages import Begun
 from tests.support.engine_request import Request
 
 BLOCK = 4
 TICKET = {
+    "type": "fetch",
     "transfer": "0" * 31 + "1",
     "ttl_ms": 2000,
     "ship": "zmq+ipc:///p",
@@ -16,8 +19,14 @@ TICKET = {
 }
 
 
-def scheduling(length: int = 10, ticket: object = TICKET) -> DecodeScheduling:
-    subject = DecodeScheduling(BLOCK, lambda: 100.0)
+LOCAL = {"type": "local", "transfer": "0" * 31 + "1"}
+TRANSFER = bytes(15) + b"\x01"
+
+
+def scheduling(
+    length: int = 10, ticket: object = TICKET, clock: Clock = lambda: 100.0
+) -> DecodeScheduling:
+    subject = DecodeScheduling(BLOCK, clock)
     params: dict[str, object] | None = {"kvferry": ticket} if ticket else None
     subject.added(Request("r", list(range(length)), kv_transfer_params=params))
     return subject
@@ -31,7 +40,7 @@ def test_all_that_is_not_here_is_fetched_into_the_reserved_blocks() -> None:
     (order,) = subject.step().fetches
     assert (order.first, order.block_ids, order.local_tokens) == (1, (8, 9), 4)
     assert order.prompt.blocks == 3
-    assert order.deadline == 102.0
+    assert (order.arrived, order.deadline) == (100.0, 102.0)
     subject.allocated("r", [7, 8, 9], 0)  # vLLM calls again after the load
     assert subject.step().fetches == []
 
@@ -88,10 +97,35 @@ def test_a_transfer_is_used_once() -> None:
     assert subject.matched("again", 0) == 0
 
 
-@pytest.mark.parametrize("ticket", [None, {"transfer": "x"}, {**TICKET, "more": 1}, 7])
+@pytest.mark.parametrize(
+    "ticket", [None, {"transfer": "x"}, {**TICKET, "more": 1}, {**LOCAL, "ttl_ms": 1}, 7]
+)
 def test_no_or_a_malformed_ticket_means_computing_here(ticket: object) -> None:
     subject = scheduling(ticket=ticket)
     assert subject.matched("r", 0) == 0
     subject.finished("r")
     orders = subject.step()
     assert (orders.aborts, orders.fetches) == ([], [])
+
+
+@pytest.mark.parametrize("ticket", [TICKET, LOCAL])
+def test_a_requests_first_step_is_told_once(ticket: object) -> None:
+    times = iter([100.0, 100.5, 103.0, 104.0])
+    subject = scheduling(ticket=ticket, clock=lambda: next(times))
+    assert subject.step(["another"]).begun == []
+    assert subject.step(["r", "another"]).begun == [Begun(TRANSFER, 100.0, 103.0)]
+    assert subject.step(["r"]).begun == []
+
+
+def test_a_local_ticket_fetches_nothing() -> None:
+    subject = scheduling(ticket=LOCAL)
+    assert subject.matched("r", 0) == 0
+    subject.allocated("r", [1, 2, 3], 0)
+    assert subject.step(["r"]).fetches == []
+
+
+def test_one_that_left_before_it_began_is_not_told() -> None:
+    subject = scheduling(ticket=LOCAL)
+    subject.finished("r")
+    orders = subject.step(["r"])
+    assert (orders.begun, orders.aborts, orders.fetches) == ([], [], [])

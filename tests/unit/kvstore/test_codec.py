@@ -18,6 +18,7 @@ from kvstore.messages import (
     Abandon,
     Announce,
     AnyMessage,
+    Begun,
     Blocks,
     Cancel,
     Delta,
@@ -82,9 +83,10 @@ MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
         COUNT,
         COUNT,
         COUNT,
-        st.floats(0, 1e9),
+        st.floats(0, 86_400_000),
         st.none() | REASON,
     ),
+    Begun: st.builds(Begun, DIGEST16, st.floats(0, 1e9), st.floats(0, 1e9)),
     Abandon: st.builds(Abandon, DIGEST16),
 }
 ANY_MESSAGE = st.one_of(list(MESSAGES.values()))
@@ -156,6 +158,7 @@ def test_any_bytes_are_a_message_or_a_wire_error(frame: bytes) -> None:
         {"type": "Blocks", "transfer": bytes(16), "sender_generation": "g", "first": 0}
         | {"digests": [bytes(16)] * 4097},
         {"type": "Subscribe", "version": 1, "proxy": "", "generation": "", "seq": 0},
+        {"type": "Begun", "transfer": bytes(16), "arrived": -1.0, "begun": 1.0},
     ],
 )
 def test_everything_else_is_refused(plain: object) -> None:

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kvstore import relay_core
 from kvstore.engine_events import Cleared, Removed, Stored
 from kvstore.index import Directory, Held
-from kvstore.messages import Announce, Delta, Snapshot, Subscribe
+from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Subscribe
 from kvstore.relay_core import RelayCore, Told
 
 NAMES = [bytes([i]) * 16 for i in range(12)]
@@ -23,7 +23,7 @@ LEASE = 3.0
 
 def announce(worker: str = "prefill-0", generation: str = "g0", seq: int = 0) -> Announce:
     return Announce(
-        version=1,
+        version=PROTOCOL_VERSION,
         worker=worker,
         role="prefill",
         generation=generation,
@@ -103,7 +103,7 @@ def test_a_worker_lives_by_its_announcements_alone() -> None:
 
 def test_another_protocol_version_is_not_a_worker() -> None:
     directory = Directory(LEASE)
-    directory.apply(msgspec.structs.replace(announce(), version=2), 0.0)
+    directory.apply(msgspec.structs.replace(announce(), version=PROTOCOL_VERSION + 1), 0.0)
     assert directory.workers("prefill") == []
 
 
@@ -169,7 +169,7 @@ class Feed(RuleBasedStateMachine):
     def subscribe(self, seconds: float) -> None:
         self.step(seconds)
         generation, seq = self.directory.wants("prefill-0")
-        wish = Subscribe(version=1, proxy="p", generation=generation, seq=seq)
+        wish = Subscribe(version=PROTOCOL_VERSION, proxy="p", generation=generation, seq=seq)
         self.flight.extend(self.core.subscribe(b"p", wish, self.now))
 
     @rule()

@@ -20,7 +20,7 @@ from kvstore.engine_events import (
     decode_batch,
 )
 from kvstore.errors import WireError
-from kvstore.messages import Announce, Delta, Snapshot, Subscribe
+from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Subscribe
 from kvstore.relay_core import RelayCore, Told
 
 NAMES = [bytes([i]) * 16 for i in range(9)]
@@ -29,7 +29,7 @@ HASHES = [name + b"tail" * 4 for name in NAMES]
 
 def announce() -> Announce:
     return Announce(
-        version=1,
+        version=PROTOCOL_VERSION,
         worker="prefill-0",
         role="prefill",
         generation="g0",
@@ -45,7 +45,7 @@ def announce() -> Announce:
     )
 
 
-def wish(generation: str = "", seq: int = 0, version: int = 1) -> Subscribe:
+def wish(generation: str = "", seq: int = 0, version: int = PROTOCOL_VERSION) -> Subscribe:
     return Subscribe(version=version, proxy="p", generation=generation, seq=seq)
 
 
@@ -261,7 +261,7 @@ def test_the_lease_of_a_silent_subscriber_ends() -> None:
 def test_subscribers_are_bounded_and_speak_our_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_core, "MAX_SUBSCRIBERS", 1)
     core = RelayCore(announce())
-    assert core.subscribe(b"a", wish(version=2), 0.0) == []
+    assert core.subscribe(b"a", wish(version=PROTOCOL_VERSION + 1), 0.0) == []
     assert core.subscribe(b"a", wish(), 0.0)
     assert core.subscribe(b"b", wish(), 0.0) == []
     assert core.subscribers == [b"a"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from kvstore.handoff import PrefillReport
 from kvstore.tier import NoLookup
 from prefill.scheduling import PrefillScheduling, Scheduled
 from tests.support.engine_request import Request
@@ -51,3 +54,40 @@ def test_a_preempted_request_supplies_its_new_pages() -> None:
     orders = subject.step([Scheduled("a", 0, 8, [11, 12, 13, 14, 15])])
     assert orders.withdrawals == [("a", bytes(16))]
     assert list(pages(orders.supplies_after).values()) == [{0: 11, 1: 12}]
+
+
+class Holding(NoLookup):
+    """A tier that holds eight tokens of any prompt."""
+
+    chunk_tokens = 8
+
+    def poll(self, request: str) -> int:
+        return 8
+
+
+@pytest.mark.parametrize(
+    ("local", "computed", "gpu", "dram"),
+    [
+        (4, 8, 4, 4),  # half of the chunk was in engine memory
+        (0, 7, 0, 8),  # all of the prompt was loaded: its last token is computed all the same
+        (4, 4, 4, 0),  # the load failed
+    ],
+)
+def test_a_report_tells_when_it_began_and_what_was_loaded(
+    local: int, computed: int, gpu: int, dram: int
+) -> None:
+    times = iter([5.0, 6.0, 6.25])
+    subject = PrefillScheduling(Holding(), BLOCK, 30.0, lambda: next(times))
+    ticket: dict[str, object] = {"kvferry": {"transfer": "0" * 32, "ttl_ms": 1000}}
+    subject.added(Request("r", list(range(20)), "salt", ticket))
+    external = subject.matched("r", local)
+    assert external == 8 - local
+    subject.allocated("r", [1, 2, 3, 4, 5], external)
+    subject.step([])
+    assert subject.report("r") is None
+    subject.loaded(["r"])
+    for done in (computed, computed + 4):
+        subject.step([Scheduled("r", done, 4, [1, 2, 3, 4, 5])])
+    assert subject.report("r") == PrefillReport(250.0, gpu, dram)
+    subject.finished("r")
+    assert subject.report("r") is None

@@ -27,8 +27,8 @@ def delta(text: str) -> bytes:
     return event({"choices": [{"index": 0, "text": text}]})
 
 
-def usage(cached: int = 1) -> bytes:
-    return event({"choices": [], "usage": {"prompt_tokens": 9, "cached": cached}})
+def usage(cached: int = 1, **more: object) -> bytes:
+    return event({"choices": [], "usage": {"prompt_tokens": 9, "cached": cached}, **more})
 
 
 DONE = b"data: [DONE]\n\n"
@@ -79,7 +79,7 @@ def relayed(parts: list[bytes], *, keep: bool) -> tuple[bytes, list[dict[str, An
 
     async def amend(figures: dict[str, Any]) -> dict[str, Any]:
         amended.append(figures)
-        return {**figures, "cached": 7}
+        return {"usage": {**figures, "cached": 7}, "kvferry": {}}
 
     async def collect() -> bytes:
         return b"".join([piece async for piece in relay(_chunks(parts), amend, keep_usage=keep)])
@@ -92,7 +92,7 @@ def test_only_the_usage_event_changes(texts: list[str], keep: bool, draw: st.Dat
     before = b"".join(delta(text) for text in texts)
     parts = draw.draw(cut(before + usage() + DONE))
     got, amended = relayed(parts, keep=keep)
-    assert got == before + (usage(7) if keep else b"") + DONE
+    assert got == before + (usage(7, kvferry={}) if keep else b"") + DONE
     assert amended == [{"prompt_tokens": 9, "cached": 1}]
 
 

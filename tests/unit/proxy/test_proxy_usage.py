@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.errors import WorkerLost
+from kvstore.handoff import PrefillReport
 from kvstore.messages import FailReason, Outcome
 from proxy import faults
 from proxy.usage import (
@@ -20,6 +21,8 @@ from proxy.usage import (
     path_taken,
     reported_cached,
     split_reply,
+    tiers,
+    tiers_header,
     whole_reply,
 )
 
@@ -69,6 +72,27 @@ def test_cached(
 
 
 COUNT = st.integers(0, 100)
+LOADED = PrefillEnd(connected=True, cached=64, report=PrefillReport(1.0, 16, 48))
+LOAD_FAILED = PrefillEnd(connected=True, cached=64, report=PrefillReport(1.0, 16, 0))
+
+
+@pytest.mark.parametrize(
+    ("path", "end", "found"),
+    [
+        ("disaggregated", LOADED, {"gpu": 16, "dram": 48}),
+        ("disaggregated", LOAD_FAILED, {"gpu": 16, "dram": 0}),
+        ("disaggregated", DONE, {"gpu": 64, "dram": 0}),
+        ("disaggregated", None, {"gpu": 80, "dram": 0}),
+        ("decode-only", LOADED, {"gpu": 64, "dram": 0}),  # decode's own copy was the one used
+    ],
+)
+def test_tiers_add_up_to_what_was_cached(
+    path: Path, end: PrefillEnd | None, found: dict[str, int]
+) -> None:
+    cached = cached_tokens(path, outcome(True, 96, 96), 80, end)
+    assert tiers(path, cached, end) == found
+    assert sum(found.values()) == cached
+    assert tiers_header(tiers(path, cached, end)) == f"gpu={found['gpu']}, dram={found['dram']}"
 
 
 @given(COUNT, COUNT, st.booleans(), st.sampled_from(["deadline", "abandoned"]))
