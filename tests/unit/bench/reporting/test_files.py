@@ -85,6 +85,24 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_new_file_is_whole_before_it_takes_the_olds_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    write_whole(path, b"old")
+    seen: list[tuple[bytes, bytes]] = []
+    replace = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        seen.append((self.read_bytes(), target.read_bytes()))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_whole(path, b"new")
+    assert seen == [(b"new", b"old")]
+    assert path.read_bytes() == b"new"
+
+
 def test_a_folder_with_a_result_has_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_line_goes_from_its_first_point_to_its_last() -> None:
     points = [tuple(map(float, at.split(","))) for at in path.attrib["d"][1:].split("L")]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y1 < y0  # more is higher up
     assert y0 - y1 == pytest.approx(2 * (y0 - y2), abs=0.2)
 
 
