@@ -5,9 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers
+# guidellm needs another click than the lock has, so it gets an environment of its own, which finds
+# everything else in the first one.
+GUIDE  := .venv-peers
 LOCK   := deploy/lock/cpu.txt
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := $(shell grep -o '^torch==[^ ]*' $(LOCK))
+SITE   := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: help install up test peers lint clean
@@ -18,7 +22,7 @@ help:
 	@echo "make test     the whole suite"
 	@echo "make lint     format, lint, types, imports"
 	@echo "make peers    what the benchmarks compare with"
-	@echo "make clean    remove .venv"
+	@echo "make clean    remove .venv and .venv-peers"
 
 install: $(STAMP)
 
@@ -51,10 +55,16 @@ lint: install
 
 peers: $(PEERS)
 
-$(PEERS): $(STAMP) deploy/lock/peers.txt
+$(PEERS): $(STAMP) deploy/lock/peers.txt deploy/lock/guidellm.txt
 	$(PIP) install -qq --no-deps -r deploy/lock/peers.txt
 	$(BIN)/python -c 'import nixl._api'
+	rm -rf $(GUIDE)
+	$(PYTHON) -m venv $(GUIDE)
+	$(GUIDE)/bin/python -m pip --disable-pip-version-check install -qq --no-deps \
+		-r deploy/lock/guidellm.txt
+	$(BIN)/python -c $(SITE) > "$$($(GUIDE)/bin/python -c $(SITE))/locked.pth"
+	$(GUIDE)/bin/guidellm --version
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(GUIDE)
