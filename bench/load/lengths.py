@@ -15,10 +15,11 @@ from typing import Literal
 from bench.load.errors import BadLoad
 
 LONGEST = 1 << 20
+WIDEST_SIGMA = 10.0
 
 _ADVICE = "a length is 512, 200-1200, normal:MEAN:DEVIATION or lognormal:MEDIAN:SIGMA"
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _NAMED = re.compile(rf"(normal|lognormal):{_NUMBER}:{_NUMBER}")
 
 
@@ -53,5 +54,9 @@ def parse(text: str) -> Lengths:
         first, second = float(match[2]), float(match[3])
         if not 1 <= first <= LONGEST:
             raise BadLoad(f"{text!r}: lengths go from 1 to {LONGEST}")
-        return Lengths("normal" if match[1] == "normal" else "lognormal", first, second)
+        if match[1] == "normal":
+            return Lengths("normal", first, second)
+        if second > WIDEST_SIGMA:
+            raise BadLoad(f"{text!r}: a sigma is {WIDEST_SIGMA:g} at most")
+        return Lengths("lognormal", first, second)
     raise BadLoad(f"{text!r}: {_ADVICE}")
