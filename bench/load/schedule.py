@@ -14,12 +14,14 @@ import msgspec
 
 from bench.records import Phase
 
+MOST_REQUESTS = 1_000_000
+
 Pacing = Literal["open", "users", "batch"]
 """``open``: at their own times. ``users``: each user sends when the last answer has come.
 ``batch``: all wanted at once."""
 
 
-class Segment(msgspec.Struct, frozen=True, array_like=True):
+class Segment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The first ``tokens`` words of the text that belongs to ``key``."""
 
     key: str

@@ -12,9 +12,15 @@ import msgspec
 
 from bench.load import arrivals, lengths
 from bench.load.errors import BadLoad
-from bench.load.schedule import Pacing, Planned, Schedule, Segment, with_shared
+from bench.load.schedule import (
+    MOST_REQUESTS,
+    Pacing,
+    Planned,
+    Schedule,
+    Segment,
+    with_shared,
+)
 
-MOST_REQUESTS = 1_000_000
 WARM_TOKENS = 64
 
 Start = Literal["cold", "warm", "primed"]
@@ -57,6 +63,8 @@ def build(workload: Workload) -> Schedule:
     """The schedule of ``workload``; the same for the same workload. Raises BadLoad."""
     _check(workload)
     requests = tuple(_requests(workload))
+    if not requests:
+        raise BadLoad("no request falls into so short a time at so low a rate")
     before = tuple(_before(workload, requests))
     return Schedule(
         pacing=workload.pacing,
@@ -73,8 +81,8 @@ def _check(workload: Workload) -> None:
     if workload.pacing == "open":
         if (workload.requests is None) == (workload.seconds is None):
             raise BadLoad("say either how many requests or how many seconds")
-    elif workload.requests is None:
-        raise BadLoad("say how many requests")
+    elif workload.requests is None or workload.seconds is not None:
+        raise BadLoad("say how many requests: only an open loop ends after seconds")
     expected = workload.requests or workload.rate * (workload.seconds or 0) * workload.turns
     if not 1 <= expected <= MOST_REQUESTS:
         raise BadLoad(f"a run has 1 to {MOST_REQUESTS:,} requests, not {expected:,.0f}")
@@ -82,13 +90,16 @@ def _check(workload: Workload) -> None:
     for name, value in {**least, "tenants": workload.tenants}.items():
         if value < 1:
             raise BadLoad(f"{name}: 1 at least, not {value}")
+    for name in ("think", "tenant_skew", "warm_requests"):
+        if not 0 <= (value := getattr(workload, name)) < math.inf:
+            raise BadLoad(f"{name}: 0 at least, not {value:g}")
 
 
 def _requests(workload: Workload) -> Iterator[Planned]:
     """Measured requests in the order they are wanted."""
     source = random.Random(f"{workload.seed}/requests")
     prompt, output = lengths.parse(workload.prompt), lengths.parse(workload.output)
-    shares = [1 / rank**workload.tenant_skew for rank in range(1, workload.tenants + 1)]
+    shares = [rank**-workload.tenant_skew for rank in range(1, workload.tenants + 1)]
     numbers = itertools.count()
     for conversation, at in enumerate(_starts(workload)):
         tenant = source.choices(range(workload.tenants), shares)[0]
@@ -129,8 +140,8 @@ def _prompt(
     source: random.Random,
     first_turn: bool,
 ) -> tuple[Segment, ...]:
-    shared = round(tokens * workload.hit_ratio) if first_turn else 0
-    own = Segment(f"own-{number}", max(1, tokens - shared))
+    shared = min(round(tokens * workload.hit_ratio), tokens - 1) if first_turn else 0
+    own = Segment(f"own-{number}", tokens - shared)
     if not shared:
         return (own,)
     prefix = source.randrange(workload.prefixes)
