@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import csv
 import heapq
+import math
 import random
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load import arrivals, lengths
 from bench.load.errors import BadLoad
-from bench.load.schedule import Planned, Schedule, Segment, with_shared
+from bench.load.schedule import MOST_REQUESTS, Planned, Schedule, Segment, with_shared
 
 
 @dataclass(frozen=True)
 class Client:
-    """``rate`` per second on average while it is active; ``cv``: of the gaps between requests."""
+    """``rate`` per second on average over all of the record, silent stretches included: so the
+    clients' rates have the proportions of their requests. ``cv``: of the gaps between requests,
+    the median of the stretches that had any."""
 
     name: str
     rate: float
@@ -42,6 +46,8 @@ def mixed(
     burstiness, and is a tenant. Raises BadLoad.
     """
     prompts, outputs = lengths.parse(prompt), lengths.parse(output)
+    if not 0 < rate * seconds <= MOST_REQUESTS:
+        raise BadLoad(f"a run has 1 to {MOST_REQUESTS:,} requests, not {rate * seconds:,.0f}")
     scale = rate / sum(client.rate for client in clients)
     source = random.Random(f"{seed}/lengths")
     merged = heapq.merge(
@@ -71,7 +77,7 @@ def _times(
     number: int, client: Client, scale: float, seconds: float, seed: int
 ) -> Iterator[tuple[float, int]]:
     source = random.Random(f"{seed}/{number}")
-    shape = 1 / max(client.cv, 0.01) ** 2
+    shape = min(arrivals.SMOOTHEST, max(arrivals.BURSTIEST, 1 / max(client.cv, 1e-9) ** 2))
     for at in arrivals.times("gamma", client.rate * scale, source, shape):
         if at >= seconds:
             return
@@ -81,13 +87,28 @@ def _times(
 def _client(file: Path) -> Client | None:
     rates, cvs = [], []
     try:
-        with file.open(newline="", encoding="utf-8") as rows:
-            for row in csv.reader(rows):
-                if (rate := float(row[1])) > 0:
-                    rates.append(rate)
-                    cvs.append(float(row[2]))
-    except (OSError, ValueError, IndexError) as error:
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = csv.reader(opened)
+            for row in rows:
+                rate, cv = _stretch(row, f"{file}, line {rows.line_num}")
+                rates.append(rate)
+                if rate:
+                    cvs.append(cv)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadLoad(f"{file} is no client of a ServeGen mix: {error}") from None
-    if not rates:
+    if not cvs:
         return None
-    return Client(file.stem.removesuffix("-trace"), sum(rates) / len(rates), sum(cvs) / len(cvs))
+    name = file.stem.removesuffix("-trace")
+    return Client(name, statistics.fmean(rates), statistics.median(cvs))
+
+
+def _stretch(row: list[str], line: str) -> tuple[float, float]:
+    """Rate and coefficient of variation of ten minutes."""
+    try:
+        rate = float(row[1])
+        cv = float(row[2]) if rate else 0.0
+    except (ValueError, IndexError) as error:
+        raise BadLoad(f"{line}: no line of a ServeGen client: {error}") from None
+    if not (0 <= rate < math.inf and 0 <= cv < math.inf):
+        raise BadLoad(f"{line}: no line of a ServeGen client: rate {rate}, variation {cv}")
+    return rate, cv

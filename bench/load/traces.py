@@ -12,14 +12,18 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from bench.load.errors import BadLoad
+from bench.load.lengths import LONGEST
 from bench.load.schedule import Planned, Schedule, Segment, with_shared
 
 MOONCAKE_BLOCK = 512
 """Tokens that one id of a Mooncake trace stands for."""
+
+LARGEST_SCALE = 100.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ def read(path: Path) -> list[Traced]:
         found = list(_mooncake(path) if path.suffix == ".jsonl" else _azure(path))
     except OSError as error:
         raise BadLoad(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadLoad(f"{path} is no text: {error}") from None
     if not found:
         raise BadLoad(f"{path} holds no request")
     begin = min(traced.at for traced in found)
@@ -65,8 +71,10 @@ def read(path: Path) -> list[Traced]:
 
 def replayed(trace: Sequence[Traced], replay: Replay) -> Schedule:
     """The schedule of a trace. Raises BadLoad where nothing is left of it."""
-    if not (replay.speedup > 0 and replay.scale > 0 and replay.tenants >= 1):
-        raise BadLoad("speedup and scale are above 0, and there is one tenant at least")
+    if not (0 < replay.speedup < math.inf and 0 < replay.scale <= LARGEST_SCALE):
+        raise BadLoad(f"speedup and scale are above 0, and scale is {LARGEST_SCALE:g} at most")
+    if replay.tenants < 1 or (replay.requests is not None and replay.requests < 1):
+        raise BadLoad("tenants and requests: 1 at least")
     end = math.inf if replay.seconds is None else replay.first + replay.seconds
     chosen = [traced for traced in trace if replay.first <= traced.at < end][: replay.requests]
     if not chosen:
@@ -110,10 +118,13 @@ def _scaled(tokens: int, scale: float) -> int:
     return max(1, round(tokens * scale))
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=LONGEST)]
+
+
 class _MooncakeLine(msgspec.Struct):
     timestamp: float
-    input_length: int
-    output_length: int
+    input_length: _Tokens
+    output_length: _Tokens
     hash_ids: tuple[int, ...] = ()
 
 
@@ -137,12 +148,16 @@ def _mooncake(path: Path) -> Iterator[Traced]:
 
 def _azure(path: Path) -> Iterator[Traced]:
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        rows = csv.DictReader(file)
+        for row in rows:
             try:
                 at = datetime.datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(
                     tzinfo=datetime.UTC
                 )
                 prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
             except (KeyError, ValueError, TypeError) as error:
-                raise BadLoad(f"{path} is no Azure trace: {error}") from None
+                line = f"{path}, line {rows.line_num}"
+                raise BadLoad(f"{line}: no line of an Azure trace: {error}") from None
+            if not (0 <= prompt <= LONGEST and 0 <= output <= LONGEST):
+                raise BadLoad(f"{path}, line {rows.line_num}: lengths go from 0 to {LONGEST}")
             yield Traced(at.timestamp(), max(1, prompt), max(1, output))
