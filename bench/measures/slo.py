@@ -25,7 +25,7 @@ PRESETS: Mapping[str, tuple[float, float]] = {
 """TTFT and TPOT in milliseconds, both at the 99th percentile (mlcommons/inference_policies,
 inference_rules.adoc)."""
 
-_PART = re.compile(r"(ttft|tpot|e2e)=(\d+(?:\.\d+)?)")
+_PART = re.compile(r"(ttft|tpot|e2e)=(\d{1,9}(?:\.\d{1,9})?)")
 
 
 def parse(text: str) -> Slo:
@@ -43,6 +43,8 @@ def parse(text: str) -> Slo:
             raise BadLoad(
                 f"{text!r} is no SLO: give ttft=500,tpot=30 (ms) or one of {', '.join(PRESETS)}"
             )
+        if match[1] in limits:
+            raise BadLoad(f"{text!r} gives {match[1]} twice")
         limits[match[1]] = float(match[2])
     return Slo(
         name=text,

@@ -136,7 +136,7 @@ def _rates(
         "duration_s": seconds,
         "request_throughput": len(good) / span_seconds,
         "input_throughput": sum(r.prompt_tokens or 0 for r in good) / span_seconds,
-        "output_throughput": sum(r.output_tokens or len(r.tokens) for r in good) / span_seconds,
+        "output_throughput": _output(good) / span_seconds,
     }
     if slo is not None and measured:
         kept = sum(met(record, slo) for record in measured)
@@ -145,20 +145,36 @@ def _rates(
     return figures
 
 
+def _output(good: Sequence[Record]) -> int:
+    """Tokens of answers; where the server does not count them, each event is one."""
+    return sum(record.output_tokens or len(record.tokens) for record in good)
+
+
 def _hits(good: Sequence[Record], asked: Asked) -> Hits:
-    total = sum(record.prompt_tokens or 0 for record in good)
-    cached = sum(record.cached_tokens or 0 for record in good)
-    achieved = cached / total if total else None
-    if not cached and asked.server_hits is not None:
+    achieved = _hit_ratio(good)
+    if not achieved and asked.server_hits is not None:
         achieved = asked.server_hits
-    elif not cached and asked.hit_ratio > HITS_OFF:
+    elif not achieved and asked.hit_ratio > HITS_OFF:
         achieved = None  # servers that do not tell and servers that have no hits look alike
-    by_tier = {tier: sum(record.tiers.get(tier, 0) for record in good) for tier in TIERS}
+    total = sum(record.prompt_tokens or 0 for record in good)
+    by_tier = {
+        tier: sum(record.tiers.get(tier, 0) for record in good if record.prompt_tokens)
+        for tier in TIERS
+    }
     return Hits(
         intended=asked.hit_ratio,
         achieved=achieved,
         by_tier={tier: n / total for tier, n in by_tier.items() if n} if total else {},
     )
+
+
+def _hit_ratio(good: Sequence[Record]) -> float | None:
+    """As the answers tell it; one that tells no cached tokens beside others that do had none."""
+    if all(record.cached_tokens is None for record in good):
+        return None
+    counted = [record for record in good if record.prompt_tokens]
+    total = sum(record.prompt_tokens or 0 for record in counted)
+    return sum(record.cached_tokens or 0 for record in counted) / total if total else None
 
 
 def _hit_figures(hits: Hits) -> dict[str, float]:
@@ -171,15 +187,14 @@ def _hit_figures(hits: Hits) -> dict[str, float]:
 def _tenant(name: str, records: Sequence[Record], seconds: float) -> TenantSummary:
     good = [record for record in records if record.ok]
     told = distribution([record.ttft * 1000 for record in good])
-    prompts = sum(record.prompt_tokens or 0 for record in good)
     return TenantSummary(
         tenant=name,
         requests=len(records),
         errors=len(records) - len(good),
         p50_ttft_ms=told.p50 if told else None,
         p99_ttft_ms=told.p99 if told else None,
-        output_tokens_per_s=sum(r.output_tokens or 0 for r in good) / max(seconds, 1e-9),
-        hit_ratio=sum(r.cached_tokens or 0 for r in good) / prompts if prompts else None,
+        output_tokens_per_s=_output(good) / max(seconds, 1e-9),
+        hit_ratio=_hit_ratio(good),
     )
 
 
@@ -200,16 +215,16 @@ def _verdict(
     if asked.interrupted:
         reasons.append("it was stopped before its end")
     if asked.open_loop and good:
-        lag = percentile([record.lag for record in good], 99)
+        lag = percentile([record.lag for record in measured], 99)
         ttft = percentile([record.service_ttft for record in good], 50)
         if lag > (limit := max(LAG_FLOOR_SECONDS, LAG_OF_TTFT * ttft)):
             reasons.append(
-                f"the client was late: schedule lag p99 {lag * 1000:.1f} ms, allowed are "
-                f"{limit * 1000:.1f} ms; more --processes or a lower rate help"
+                f"the client was late: schedule lag p99 {lag * 1000:.2f} ms, allowed are "
+                f"{limit * 1000:.2f} ms; more --processes or a lower rate help"
             )
     if hits.achieved is None:
-        if hits.intended > HITS_OFF:
-            reasons.append("the server tells no cached tokens, so the hit ratio is not known")
+        if good and hits.intended > HITS_OFF:
+            reasons.append("the server told no cached tokens, so the hit ratio is not known")
     elif abs(hits.achieved - hits.intended) > HITS_OFF:
         reasons.append(f"the hit ratio was {hits.achieved:.1%} and meant to be {hits.intended:.1%}")
     if reasons:
@@ -221,14 +236,14 @@ def _sentence(measured: Sequence[Record], good: Sequence[Record], asked: Asked) 
     ttft = percentile([record.ttft for record in good], 50)
     failed = len(measured) - len(good)
     answered = (
-        f"all {len(measured)} requests were answered"
+        f"all {len(measured)} requests were answered, half of them"
         if not failed
-        else f"{failed} of {len(measured)} requests failed"
+        else f"{failed} of {len(measured)} requests failed, half of the others were answered"
     )
-    sentence = f"VALID: {answered}, half of them with a first token within {ttft * 1000:.0f} ms"
+    sentence = f"VALID: {answered} with a first token within {ttft * 1000:.0f} ms"
     if asked.slo is not None:
-        kept = sum(met(record, asked.slo) for record in measured) / len(measured)
-        sentence += f", {kept:.0%} within {asked.slo.name}"
+        kept = sum(met(record, asked.slo) for record in measured)
+        sentence += f", {kept} of {len(measured)} within {asked.slo.name}"
     return sentence + "."
 
 
