@@ -28,6 +28,8 @@ __all__ = ["Body", "Client", "Endpoint", "RequestFailed", "Timeline", "at", "fai
 Body = Mapping[str, Any]
 
 _SHOWN = 300
+_MOST_HEADS = 4096
+"""Heads kept built; as many as there are tenants, each with its key."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Client:
         """
         self._pool = Pool(seconds, tls)
         self._trailer = trailer
-        self._places: dict[tuple[str, Path | None], tuple[Target, str, str]] = {}
+        self._heads: dict[tuple[object, ...], tuple[Target, bytes]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -192,23 +194,29 @@ class Client:
     def _request(
         self, endpoint: Endpoint, method: str, path: str, content: bytes
     ) -> tuple[Target, bytes]:
-        key = (endpoint.base, endpoint.socket)
-        place = self._places.get(key)
-        if place is None:
-            place = self._places[key] = _place(endpoint)
-        target, host, prefix = place
-        headers = {"host": host, "content-type": "application/json", **endpoint.headers}
-        lines = [f"{name}: {value}" for name, value in headers.items()]
-        lines.append(f"content-length: {len(content)}")
-        lines.insert(0, f"{method} {prefix}{path} HTTP/1.1")
-        for line in lines:
-            if "\r" in line or "\n" in line:
-                raise Malformed(f"a line break in {line[:80]!r}")
-        try:
-            head = "\r\n".join(lines).encode("latin-1")
-        except UnicodeEncodeError as error:
-            raise Malformed(f"the path or a header cannot be sent: {error}") from None
-        return target, b"%b\r\n\r\n%b" % (head, content)
+        key = (method, path, endpoint.base, endpoint.socket, *endpoint.headers.items())
+        known = self._heads.get(key)
+        if known is None:
+            if len(self._heads) >= _MOST_HEADS:
+                self._heads.clear()
+            known = self._heads[key] = _head(endpoint, method, path)
+        target, head = known
+        return target, b"%b%d\r\n\r\n%b" % (head, len(content), content)
+
+
+def _head(endpoint: Endpoint, method: str, path: str) -> tuple[Target, bytes]:
+    """The request's head up to the length of its body. Raises Malformed."""
+    target, host, prefix = _place(endpoint)
+    headers = {"host": host, "content-type": "application/json", **endpoint.headers}
+    lines = [f"{method} {prefix}{path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    for line in lines:
+        if "\r" in line or "\n" in line:
+            raise Malformed(f"a line break in {line[:80]!r}")
+    try:
+        return target, "\r\n".join([*lines, "content-length: "]).encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise Malformed(f"the path or a header cannot be sent: {error}") from None
 
 
 def _place(endpoint: Endpoint) -> tuple[Target, str, str]:

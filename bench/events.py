@@ -31,6 +31,16 @@ class EventReader:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that ``piece`` completes. Raises Malformed."""
+        if piece.endswith(b"\n\n") and not self._line and not self._data:
+            # Whole events of one line each: what nearly every piece is, so it is worth its lines.
+            events = piece[6:-2].split(b"\n\ndata: ")
+            if (
+                piece.startswith(b"data: ")
+                and piece.count(b"\n") == 2 * len(events)
+                and b"\r" not in piece
+                and len(piece) <= LONGEST_EVENT
+            ):
+                return events
         if b"\n" not in piece:
             self._hold(piece)
             return []
@@ -39,7 +49,7 @@ class EventReader:
             self._line.clear()
             self._line_bytes = 0
         *lines, rest = piece.split(b"\n")
-        events: list[bytes] = []
+        events = []
         for line in lines:
             self._take(line, events)
         if rest:
@@ -146,8 +156,14 @@ class Outcome:
             raise Malformed(f"an event is no completion's: {error}: {shown}") from None
         if event.error:
             self.error = f"error in the stream: {event.error}"[:_SHOWN]
-        if event.choices:
-            self._choice(event.choices[0], now)
+        choices = event.choices
+        if not choices:
+            return
+        text = choices[0].text if choices[0].delta is None else _said(choices[0].delta)
+        if text is not None:
+            self.tokens.append(now)
+            if self._texts is not None:
+                self._texts.append(text)
 
     def ended(self) -> str:
         """The error of a stream that goes no further: empty if it ended well."""
@@ -157,22 +173,6 @@ class Outcome:
             return "the stream broke off"
         return "" if self.tokens else "no token came"
 
-    def _choice(self, choice: _Choice, now: float) -> None:
-        delta = choice.delta
-        # A token of a completion is one even if its text is empty.
-        content = choice.text if delta is None else delta.content
-        if delta is not None and not content:
-            thought = delta.reasoning_content or delta.reasoning or delta.tool_calls
-            # A chat begins with an event that names the role only, and may end with an empty one;
-            # between them an empty text is a token all the same.
-            if not thought and (content is None or delta.role is not None):
-                return
-        elif content is None:
-            return
-        self.tokens.append(now)
-        if self._texts is not None and content:
-            self._texts.append(content)
-
     def _counted(self, usage: _Usage, event: Mapping[str, Any]) -> None:
         details = usage.prompt_tokens_details
         self.prompt_tokens = usage.prompt_tokens or 0
@@ -181,6 +181,19 @@ class Outcome:
         self.usage = event["usage"]
         beside = event.get(self._trailer_key)
         self.trailer = beside if isinstance(beside, dict) else {}
+
+
+def _said(delta: _Delta) -> str | None:
+    """The text of a chat's event, perhaps empty; None where the event is no token.
+
+    A chat begins with an event that names the role only, and may end with an empty one; between
+    them an empty text is a token all the same. So is a piece of reasoning or of a tool's call.
+    """
+    if delta.content:
+        return delta.content
+    if delta.reasoning_content or delta.reasoning or delta.tool_calls:
+        return ""
+    return None if delta.role is not None else delta.content
 
 
 _decode = msgspec.json.Decoder(_Event).decode

@@ -61,6 +61,7 @@ class _Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
         self._body_bytes = 0
+        self._pieces: list[bytes] = []
         self._first_byte: float | None = None
         self._in_body = False
 
@@ -128,6 +129,8 @@ class _Connection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            if self._pieces:
+                self._pass_on()
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(Malformed(f"the answer is no HTTP: {error}"))
             self.abort()
@@ -154,6 +157,27 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        """The answer is whole, unless it only was the server's "continue"."""
+        if not self._in_body:
+            self._headers = {}
+            self._head_bytes = 0
+            return
+        self._pass_on()
+        if self._answer is None:
+            return
+        self._end(None)
+        if self._parser.should_keep_alive():
+            self._idle.append(self)
+        else:
+            self.abort()
+
+    def _pass_on(self) -> None:
+        # All that came at once in one piece: servers put every event in a chunk of its own.
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
         if self._answer is None:
             return
         self._body_bytes += len(body)
@@ -163,20 +187,6 @@ class _Connection(asyncio.Protocol):
             self._answer.body(body, self._now)
         except RequestFailed as error:
             self._fail(error)
-
-    def on_message_complete(self) -> None:
-        """The answer is whole, unless it only was the server's "continue"."""
-        if not self._in_body:
-            self._headers = {}
-            self._head_bytes = 0
-            return
-        if self._answer is None:
-            return
-        self._end(None)
-        if self._parser.should_keep_alive():
-            self._idle.append(self)
-        else:
-            self.abort()
 
     def _until_close(self) -> bool:
         framed = "content-length" in self._headers or "transfer-encoding" in self._headers
