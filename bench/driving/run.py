@@ -22,17 +22,24 @@ ASK_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything a run depends on. ``salt`` keeps its prompts apart from every other run's."""
+    """Everything a run depends on. ``salt`` keeps its prompts apart from every other run's;
+    ``block_size``: tokens that the server caches at a time."""
 
     target: Target
     schedule: Schedule
     salt: str
     slo: Slo | None = None
+    block_size: int = 16
 
     def settings(self) -> dict[str, Any]:
         """What the result tells of it; keys are counted, never told."""
         target = msgspec.to_builtins(self.target)
-        return {**target, "keys": len(self.target.keys), "salt": self.salt}
+        return {
+            **target,
+            "keys": len(self.target.keys),
+            "salt": self.salt,
+            "block_size": self.block_size,
+        }
 
 
 async def carry_out(plan: RunPlan, fleet: Fleet, watch: Watch) -> tuple[RunResult, list[Record]]:
@@ -43,7 +50,7 @@ async def carry_out(plan: RunPlan, fleet: Fleet, watch: Watch) -> tuple[RunResul
     after = await _counted(plan.target)
     asked = Asked(
         open_loop=plan.schedule.pacing == "open",
-        hit_ratio=plan.schedule.intended_hit_ratio,
+        hit_ratio=plan.schedule.intended_hit_ratio(plan.block_size),
         slo=plan.slo,
         server_hits=_hit_ratio(before, after),
         interrupted=len(records) < len(plan.schedule.requests) and not _broken_off(records),

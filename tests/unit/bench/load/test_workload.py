@@ -107,7 +107,7 @@ def test_what_is_found_is_never_more_than_was_asked(workload: Workload) -> None:
     schedule = build(workload)
     for planned, prompt in zip(schedule.requests, contexts(schedule.requests), strict=True):
         assert 0 <= planned.shared_tokens < prompt
-    assert 0 <= schedule.intended_hit_ratio < 1
+    assert 0 <= schedule.intended_hit_ratio() < 1
 
 
 def test_lengths_follow_their_distributions() -> None:
@@ -214,9 +214,9 @@ def test_a_primed_start_leaves_no_first_use_to_miss() -> None:
     assert [planned.phase for planned in schedule.before] == ["warm"] * 2 + ["prime"] * 6
     for planned in schedule.requests:
         assert planned.shared_tokens == planned.prompt[0].tokens == round(total(planned) * 0.5)
-    assert schedule.intended_hit_ratio == pytest.approx(0.5, abs=0.005)
+    assert schedule.intended_hit_ratio() == pytest.approx(0.5, abs=0.005)
     cold = loaded(start="cold", hit_ratio=0.5, tenants=2, prefixes=3)
-    assert cold.intended_hit_ratio < schedule.intended_hit_ratio
+    assert cold.intended_hit_ratio() < schedule.intended_hit_ratio()
     # Priming computes one token more than the prefix, as any request does.
     assert all(len(planned.prompt) == 2 for planned in schedule.before[2:])
     assert all(planned.output_tokens == 1 for planned in schedule.before)
