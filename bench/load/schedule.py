@@ -121,12 +121,11 @@ class _UnlimitedCache:
     def visit(self, planned: Planned) -> int:
         """Tokens of the prompt that were there; all of it is afterwards."""
         node = -1 - planned.tenant  # a root of its own
-        found, whole = 0, True
+        found = 0
         for segment in planned.prompt:
             held = self._longest.get((node, segment.key), 0)
-            if whole:
-                found += min(held, segment.tokens)
-                whole = held >= segment.tokens
+            # Where less than all of a segment is held, its node is new: nothing is held beyond.
+            found += min(held, segment.tokens)
             self._longest[(node, segment.key)] = max(held, segment.tokens)
             node = self._nodes.setdefault((node, segment), len(self._nodes))
         return found

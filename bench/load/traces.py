@@ -151,13 +151,12 @@ def _azure(path: Path) -> Iterator[Traced]:
         rows = csv.DictReader(file)
         for row in rows:
             try:
-                at = datetime.datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(
-                    tzinfo=datetime.UTC
-                )
+                moment = datetime.datetime.fromisoformat(row["TIMESTAMP"])
+                at = moment.replace(tzinfo=datetime.UTC).timestamp()
                 prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
             except (KeyError, ValueError, TypeError) as error:
                 line = f"{path}, line {rows.line_num}"
                 raise BadLoad(f"{line}: no line of an Azure trace: {error}") from None
             if not (0 <= prompt <= LONGEST and 0 <= output <= LONGEST):
                 raise BadLoad(f"{path}, line {rows.line_num}: lengths go from 0 to {LONGEST}")
-            yield Traced(at.timestamp(), max(1, prompt), max(1, output))
+            yield Traced(at, max(1, prompt), max(1, output))

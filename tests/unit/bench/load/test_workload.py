@@ -168,6 +168,11 @@ def test_an_open_loop_has_times_of_its_own() -> None:
         assert (planned.at is None, planned.think) == ((True, 1.5) if planned.turn else (False, 0))
 
 
+def test_only_a_first_turn_begins_with_what_others_share() -> None:
+    for planned in loaded(turns=3, hit_ratio=0.5).requests:
+        assert len(planned.prompt) == (1 if planned.turn else 2)
+
+
 def test_seconds_end_a_run_before_the_first_arrival_beyond() -> None:
     schedule = loaded(requests=None, seconds=30.0, arrival="constant", rate=2.0)
     assert [planned.at for planned in schedule.requests] == [number / 2 for number in range(60)]

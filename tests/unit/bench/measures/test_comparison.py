@@ -108,7 +108,8 @@ def test_the_interval_is_about_students() -> None:
     logs = [math.log(one / other) for one, other in zip(b, a, strict=True)]
     half = 2.2622 * statistics.stdev(logs) / 10**0.5
     told = compare(a, b)
-    assert math.log(told.high / told.low) == pytest.approx(2 * half, rel=0.15)
+    assert math.log(told.high / told.ratio) == pytest.approx(half, rel=0.15)
+    assert math.log(told.ratio / told.low) == pytest.approx(half, rel=0.15)
 
 
 def test_more_confidence_takes_a_wider_interval() -> None:

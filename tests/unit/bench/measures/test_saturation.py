@@ -91,6 +91,11 @@ def test_a_trifle_is_no_growth_however_sure() -> None:
     assert grows(series(begin=10, end=16, noise=0.001))
 
 
+def test_growth_that_one_odd_sample_makes_is_not_sure() -> None:
+    # The fitted line doubles all the same.
+    assert not grows([(float(at), 20.0 if at == 12 else 1.0) for at in range(20)])
+
+
 def test_what_shrinks_does_not_grow() -> None:
     assert not grows(series(begin=50, end=5))
 

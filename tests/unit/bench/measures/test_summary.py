@@ -127,6 +127,12 @@ def test_a_percentile_is_withheld_where_fewer_than_ten_lie_beyond(
     assert {rank for rank in values if f"p{rank}_ttft_ms" in metrics} == told
 
 
+def test_a_run_lasts_from_the_first_intended_send_to_the_last_end() -> None:
+    late = record(intended=5.0, sent=7.0, finished=9.0)
+    assert span([late, record(6, finished=8.0), failed(3, finished=9.5)]) == 6.5
+    assert span([late]) == 4.0
+
+
 def test_nothing_has_no_distribution_and_no_span() -> None:
     assert distribution([]) is None
     assert span([]) == 0.0

@@ -54,6 +54,17 @@ def test_a_client_that_was_late_makes_a_run_invalid(lag: float, ttft: float, val
         assert told.sentence == f"INVALID: {reason}."
 
 
+@pytest.mark.parametrize(
+    ("count", "late_ones", "valid"),
+    # Judged at p90 of 100 requests, p95 of 200, p99 of 1000: ten have to lie beyond.
+    [(100, 9, True), (100, 12, False), (200, 9, True), (200, 12, False), (1000, 9, True),
+     (1000, 12, False)],
+)  # fmt: skip
+def test_a_hiccup_of_the_client_is_no_lateness(count: int, late_ones: int, valid: bool) -> None:
+    run = [record(n, sent=n + 0.5 * (n < late_ones)) for n in range(count)]
+    assert verdict(*run).valid == valid
+
+
 def test_lateness_does_not_hide_behind_the_ttft_it_makes() -> None:
     # 2 s late, answered in 50 ms: the limit is of the service time, not of the response time.
     assert not verdict(*late(2.0)).valid
