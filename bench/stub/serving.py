@@ -90,7 +90,7 @@ class Serving:
         self._frames = service.frames[asked.chat]
         self._chain = service.cache.chain(asked.scope, asked.words)
         self._cached = 0
-        self._factors = _factors(service.config, asked)
+        self._factors = factors(service.config, asked)
         self._cut_at = (asked.output_tokens + 1) // 2 if dropped else None
         self._written = 0
         self._first = 0.0
@@ -178,7 +178,8 @@ class Serving:
         }
 
 
-def _factors(config: StubConfig, asked: Asked) -> Iterator[float]:
+def factors(config: StubConfig, asked: Asked) -> Iterator[float]:
+    """What each delay of a completion is multiplied with: of its content, not of the moment."""
     if not config.jitter:
         while True:
             yield 1.0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from bench import http
 from bench.client import Client, Endpoint, RequestFailed, Timeline
 from bench.http import LONGEST_HEAD
 from bench.stub import StubConfig, serve
@@ -225,6 +226,38 @@ def test_a_stream_that_never_ends_is_given_up_with_what_came() -> None:
     timeline = streamed(behave, seconds=0.3)
     assert "Overdue" in timeline.error
     assert len(timeline.tokens) == 1
+
+
+def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "LONGEST_BODY", 1000)
+    behave, _ = answering(CLOSED + STREAM * 100)
+    assert "longer than 1000 bytes" in streamed(behave).error
+
+
+def test_a_request_s_deadline_ends_with_it() -> None:
+    behave, served = answering(SIZED, SIZED)
+
+    async def use(client: Client, endpoint: Endpoint) -> None:
+        assert (await client.stream(endpoint, {}, 0.0)).error == ""
+        await asyncio.sleep(0.6)
+        assert (await client.stream(endpoint, {}, 0.0)).error == ""
+
+    against(behave, use, seconds=0.5)
+    assert served == [2]
+
+
+def test_a_client_that_closes_cuts_what_is_under_way() -> None:
+    waiting: list[asyncio.Task[Timeline]] = []
+    behave, served = answering(CLOSED)  # whole but for the end of the connection
+
+    async def use(client: Client, endpoint: Endpoint) -> None:
+        waiting.append(asyncio.create_task(client.stream(endpoint, {}, 0.0)))
+        while served != [1]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+
+    against(behave, use)
+    assert "Cut" in waiting[0].result().error
 
 
 def test_cancelling_closes_the_connection() -> None:

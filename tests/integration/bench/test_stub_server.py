@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from bench import counters
 from bench.client import Client, Endpoint, RequestFailed, Timeline
 from bench.stub import StubConfig, StubServer, serve
+from bench.stub.requests import asked
+from bench.stub.serving import factors
 
 LATE = 1.0
 """Seconds by which a busy machine may be late; nothing may be early."""
@@ -51,14 +54,14 @@ def test_prefill_costs_by_uncached_word() -> None:
         config = StubConfig(prefill_us=1000, cache_blocks=100, block_words=10)
         async with stub(config) as (_, client, endpoint):
             prompt = " ".join(f"w{index}" for index in range(101))
-            asked = body(prompt, 1)
-            timelines = [await client.stream(endpoint, asked, 0.0) for _ in range(2)]
+            long = body(prompt, 1)
+            timelines = [await client.stream(endpoint, long, 0.0) for _ in range(2)]
             page = counters.parse(await client.text(endpoint, "/metrics"))
             assert (page.local_queries, page.local_hits) == (202, 100)
             other = Endpoint(endpoint.base, {"authorization": "Bearer other"})
-            timelines.append(await client.stream(other, asked, 0.0))
+            timelines.append(await client.stream(other, long, 0.0))
             assert await client.post(endpoint, "/reset_prefix_cache") == {"success": True}
-            timelines.append(await client.stream(endpoint, asked, 0.0))
+            timelines.append(await client.stream(endpoint, long, 0.0))
             return timelines
 
     cold, warm, foreign, forgotten = asyncio.run(go())
@@ -69,22 +72,41 @@ def test_prefill_costs_by_uncached_word() -> None:
     assert 0.0005 <= spent[1] < 0.1
 
 
-def test_slots_make_a_queue_and_those_who_leave_it_do_not_block_it() -> None:
+def test_slots_make_a_queue() -> None:
     async def go() -> list[Timeline]:
         async with stub(StubConfig(ttft_ms=40, slots=1)) as (_, client, endpoint):
-            asked = [
-                asyncio.create_task(client.stream(endpoint, body(tokens=1), 0.0)) for _ in range(4)
-            ]
-            await asyncio.sleep(0.02)
-            asked[2].cancel()
-            await asyncio.wait(asked)
-            return [asked[index].result() for index in (0, 1, 3)]
+            sent = [client.stream(endpoint, body(tokens=1), 0.0) for _ in range(3)]
+            return await asyncio.gather(*sent)
 
     timelines = asyncio.run(go())
     firsts = sorted(one.trailer["first_token"] for one in timelines)
     assert [one.error for one in timelines] == ["", "", ""]
     assert firsts[1] - firsts[0] >= 0.038
     assert firsts[2] - firsts[1] >= 0.038
+
+
+def test_those_who_leave_the_queue_or_their_slot_do_not_block_it() -> None:
+    async def go() -> None:
+        async with stub(StubConfig(ttft_ms=1e6, slots=1)) as (_, client, endpoint):
+
+            async def until(running: int, waiting: int) -> None:
+                told = f'running{{engine="0",model_name="stub"}} {running}.0'
+                also = f'waiting{{engine="0",model_name="stub"}} {waiting}.0'
+                page = ""
+                while told not in page or also not in page:
+                    await asyncio.sleep(0.01)
+                    page = await client.text(endpoint, "/metrics")
+
+            async with asyncio.timeout(10):
+                sent = []
+                for count in range(4):  # one after the other, to know who has the slot
+                    sent.append(asyncio.create_task(client.stream(endpoint, body(), 0.0)))
+                    await until(1, count)
+                for left, running, waiting in ((2, 1, 2), (0, 1, 1), (1, 1, 0), (3, 0, 0)):
+                    sent[left].cancel()
+                    await until(running, waiting)
+
+    asyncio.run(go())
 
 
 def test_every_nth_is_refused_or_cut() -> None:
@@ -100,23 +122,19 @@ def test_every_nth_is_refused_or_cut() -> None:
     assert "Cut" in timelines[1].error
 
 
-def test_jitter_is_of_the_content_not_of_the_moment() -> None:
-    async def delays(seed: int) -> list[float]:
-        config = StubConfig(ttft_ms=20, jitter=1.0, seed=seed)
+def test_jitter_stretches_the_delays_by_its_factors() -> None:
+    config = StubConfig(ttft_ms=20, jitter=1.0, seed=1)
+
+    async def go() -> None:
         async with stub(config) as (_, client, endpoint):
-            told = [
-                (await client.stream(endpoint, body(f"prompt {index}", 1), 0.0)).trailer
-                for index in range(6)
-            ]
-        return [one["first_token"] - one["received"] for one in told]
+            for index in range(5):
+                request = body(f"prompt {index}", 1)
+                told = (await client.stream(endpoint, request, 0.0)).trailer
+                read = asked(msgspec.json.encode(request), False, "", 16)
+                least = 0.02 * next(factors(config, read)) - 0.001
+                assert least <= told["first_token"] - told["received"] < least + LATE
 
-    def order(values: list[float]) -> list[int]:
-        return sorted(range(len(values)), key=values.__getitem__)
-
-    first = asyncio.run(delays(1))
-    assert max(first) > 2 * min(first)
-    assert order(first) == order(asyncio.run(delays(1)))
-    assert order(first) != order(asyncio.run(delays(2)))
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -124,15 +142,15 @@ def test_both_apis_stream_and_answer_whole(chat: bool) -> None:
     async def go() -> None:
         async with stub(StubConfig()) as (_, client, endpoint):
             path = "/v1/chat/completions" if chat else "/v1/completions"
-            asked = {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}
-            asked = asked if chat else body("a b", 3)
-            timeline = await client.stream(endpoint, asked, 0.0, path=path, keep_text=True)
+            spoken = {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}
+            request = spoken if chat else body("a b", 3)
+            timeline = await client.stream(endpoint, request, 0.0, path=path, keep_text=True)
             assert timeline.error == ""
             assert len(timeline.tokens) == 3
             assert timeline.text == " w0 w1 w2"
             assert timeline.completion_tokens == 3
             assert timeline.prompt_tokens == 2
-            answer = await client.post(endpoint, path, asked)
+            answer = await client.post(endpoint, path, request)
             choice = answer["choices"][0]
             text = choice["message"]["content"] if chat else choice["text"]
             assert text == timeline.text

@@ -58,6 +58,25 @@ def test_any_cutting_gives_the_same_events(
     assert read([bytes([byte]) for byte in stream]) == expected
 
 
+@pytest.mark.parametrize(
+    ("pieces", "events"),
+    [
+        ([b"data: a\n\ndata: b\n\n"], [b"a", b"b"]),
+        ([b"data: a\nevent: x\n\n"], [b"a"]),
+        ([b"data: a\ndata: b\n\n"], [b"a\nb"]),
+        ([b"data: a\n\n\ndata: b\n\n"], [b"a", b"b"]),
+        ([b"data: a\r\n\n"], [b"a"]),
+        ([b"data: a\n", b"data: b\n\n"], [b"a\nb"]),
+        ([b"data: a", b"data: b\n\n"], [b"adata: b"]),
+        ([b"data: a\n\n", b"data: b\n\n"], [b"a", b"b"]),
+        ([b": c\n\n", b"\n\n"], []),
+    ],
+)
+def test_whole_events_are_no_special_case(pieces: list[bytes], events: list[bytes]) -> None:
+    assert read(pieces) == events
+    assert read([bytes([byte]) for byte in b"".join(pieces)]) == events
+
+
 def test_only_one_space_after_the_colon_is_no_content() -> None:
     assert read([b"data:x\n\ndata:  y\n\n"]) == [b"x", b" y"]
 

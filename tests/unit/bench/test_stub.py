@@ -1,6 +1,7 @@
 """What the stub decides without a network: its configuration, its cache, its reading."""
 
 import json
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from bench.stub.cache import PrefixCache
 from bench.stub.config import StubConfig
 from bench.stub.requests import BadRequest, asked
+from bench.stub.serving import factors
 from bench.stub.wire import Frames
 
 
@@ -101,3 +103,18 @@ def test_built_in_advance_or_not_the_bytes_are_the_same(chat: bool) -> None:
     assert frames.run(5) == singly
     assert singly.count(b"length") == 1
     assert frames.token(5000, False).count(b"w5000") == 1
+
+
+def drawn(config: StubConfig, prompt: str) -> list[float]:
+    request = asked(json.dumps({"prompt": prompt}).encode(), False, "", 4)
+    return list(islice(factors(config, request), 5))
+
+
+def test_jitter_is_of_the_seed_and_the_content() -> None:
+    config = StubConfig(jitter=0.5, seed=1)
+    first = drawn(config, "a b")
+    assert first == drawn(config, "a b")
+    assert len(set(first)) == 5
+    assert first != drawn(config, "a c")
+    assert first != drawn(StubConfig(jitter=0.5, seed=2), "a b")
+    assert drawn(StubConfig(), "a b") == [1.0] * 5
