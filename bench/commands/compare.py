@@ -16,6 +16,7 @@ from bench.commands.run import watched
 from bench.driving.fleet import Fleet
 from bench.load.errors import BadLoad
 from bench.measures.comparison import FEWEST_PAIRS, Comparison, compare
+from bench.measures.summary import STOPPED
 from bench.reporting.document import Cell, Document, Interval, Ratio, Section, Table
 from bench.reporting.files import read_run, write_run
 from bench.result import CommandResult, RunResult, Verdict
@@ -92,6 +93,8 @@ async def _measured(options: argparse.Namespace, folder: Path) -> list[tuple[Run
                 sys.stderr.write(f"pair {number + 1} of {options.pairs}, {name.upper()}\n")
                 plan = shared.plan_of(options, targets[name], schedule)
                 result, records = await watched(plan, fleet)
+                if STOPPED in result.verdict.reasons:
+                    raise KeyboardInterrupt  # the pairs so far are in the folder
                 told = {**plan.settings(), **settings, "processes": options.processes}
                 taken[name] = outcome.described(result, "run", told)
                 write_run(folder / name / f"{number:03d}", taken[name], records)

@@ -107,7 +107,10 @@ def _presets() -> str:
 
 def workload_of(options: argparse.Namespace) -> Workload:
     """The workload that the command line describes."""
-    pacing: dict[str, Any] = {"pacing": "open", "rate": options.rate or 1.0}
+    pacing: dict[str, Any] = {
+        "pacing": "open",
+        "rate": 1.0 if options.rate is None else options.rate,
+    }
     if options.users is not None:
         pacing = {"pacing": "users", "users": options.users}
     elif options.batch is not None:
@@ -129,8 +132,10 @@ def schedule_of(options: argparse.Namespace) -> tuple[Schedule, dict[str, Any]]:
     asked = workload_of(options)
     if options.mix is None:
         return workload.build(asked), msgspec.to_builtins(asked)
+    if options.requests or options.users or options.batch or options.hit_ratio or options.turns > 1:
+        raise BadLoad("--mix takes --rate, --seconds, --prompt, --output and --seed, nothing else")
     clients = tenancy.read(options.mix)
-    seconds = options.seconds or 60.0
+    seconds = 60.0 if options.seconds is None else options.seconds
     mixed = tenancy.mixed(clients, asked.rate, seconds, asked.prompt, asked.output, asked.seed)
     settings = {"mix": options.mix.name, "clients": len(clients), "rate": asked.rate}
     return mixed, {

@@ -64,7 +64,9 @@ def run(options: argparse.Namespace) -> int:
 async def _sweep(options: argparse.Namespace) -> int:
     target = await shared.target_of(options, options.url)
     asked = shared.workload_of(options)
-    search = RateSearch(asked.rate, options.precision, options.tries)
+    # A rate at which two requests fall into the time is the lowest that tells anything.
+    least = 2 / asked.seconds if asked.seconds else 0.0
+    search = RateSearch(asked.rate, options.precision, options.tries, least)
     folder = options.out or outcome.folder_for("sweep")
     steps: list[Step] = []
     settings: dict[str, object] = {**msgspec.to_builtins(asked), "attainment": options.attainment}

@@ -154,9 +154,10 @@ class Driver:
             finished=timeline.finished - begin,
             status=timeline.status,
             error=timeline.error,
-            prompt_tokens=timeline.prompt_tokens,
-            output_tokens=timeline.completion_tokens,
-            cached_tokens=timeline.cached_tokens,
+            prompt_tokens=timeline.usage.get("prompt_tokens"),
+            output_tokens=timeline.usage.get("completion_tokens"),
+            # vLLM leaves the details out both where it may not tell and where nothing was cached.
+            cached_tokens=timeline.cached_tokens if timeline.usage else None,
             path=timeline.headers.get(PATH_HEADER, ""),
             stages=_figures(timeline.trailer.get("stages"), STAGES),
             tiers={

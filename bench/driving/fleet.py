@@ -68,7 +68,7 @@ class Fleet:
     ) -> list[Record]:
         """Puts ``schedule`` on ``target``; all records, by number. Raises LoadFailed.
 
-        Cancelled, it has the children close their connections and still returns what there is.
+        ``stop`` makes it return early, with what there is; so does nothing else.
         """
         shares = shared_out(schedule, len(self._children))
         records: list[Record] = []
@@ -91,7 +91,8 @@ class Fleet:
             await asyncio.shield(gathering)
         except asyncio.CancelledError:
             self.stop()
-            await asyncio.wait_for(gathering, STOP_SECONDS)
+            await asyncio.wait({gathering}, timeout=STOP_SECONDS)
+            raise
         return sorted(records, key=lambda record: record.number)
 
     def stop(self) -> None:

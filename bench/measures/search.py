@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 @dataclass
 class RateSearch:
     """``first``: the rate tried first; ``precision``: how far apart, as a fraction, the last rate
-    that kept the limit and the first that did not may be; ``most``: tries altogether."""
+    that kept the limit and the first that did not may be; ``most``: tries altogether; ``least``:
+    the lowest rate worth trying."""
 
     first: float
     precision: float = 0.05
     most: int = 16
+    least: float = 0.0
     kept: float = 0.0
     broken: float = field(default=float("inf"))
     tries: int = 0
@@ -26,7 +28,7 @@ class RateSearch:
         if self.broken == float("inf"):
             return self.kept * 2
         if self.kept == 0.0:
-            return self.broken / 2
+            return self.broken / 2 if self.broken / 2 >= self.least else None
         if self.broken / self.kept <= 1 + self.precision:
             return None
         return float((self.kept * self.broken) ** 0.5)

@@ -21,6 +21,8 @@ LAG_OF_TTFT = 0.05
 """The client's lag may be a millisecond at its 99th percentile (at the highest that the number of
 requests supports), or this fraction of the TTFT's median if that is more."""
 
+STOPPED = "it was stopped before its end"
+
 HITS_OFF = 0.02
 """How far the achieved hit ratio may be from the intended one."""
 
@@ -214,7 +216,7 @@ def _verdict(
     if not good:
         reasons.append("no request was answered")
     if asked.interrupted:
-        reasons.append("it was stopped before its end")
+        reasons.append(STOPPED)
     if asked.open_loop and good:
         rank = next((r for r in (99, 95, 90) if supports_percentile(len(measured), r)), 50)
         lag = percentile([record.lag for record in measured], rank)

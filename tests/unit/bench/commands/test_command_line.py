@@ -115,3 +115,13 @@ def test_which_way_is_worse(low: float, high: float, better: str, verdict: str) 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadLoad, match="no runs in it"):
         recorded(tmp_path)
+
+
+def test_a_mix_of_recorded_tenants_takes_no_other_load() -> None:
+    with pytest.raises(BadLoad, match="--mix takes"):
+        shared.schedule_of(chosen("--mix", "folder", "--hit-ratio", "0.3"))
+
+
+def test_a_rate_of_zero_is_refused() -> None:
+    with pytest.raises(BadLoad):
+        shared.schedule_of(chosen("--rate", "0"))

@@ -55,6 +55,7 @@ class FakeServer:
             prompt_tokens=planned.prompt_tokens,
             completion_tokens=2,
             cached_tokens=7,
+            usage={"prompt_tokens": planned.prompt_tokens, "completion_tokens": 2},
             headers={"x-kvferry-path": "disaggregated"},
             first_byte=now,
             text=f"answer {planned.number}",

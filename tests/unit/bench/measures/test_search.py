@@ -50,3 +50,12 @@ def test_what_was_known_before_is_not_forgotten() -> None:
 @pytest.mark.parametrize("capacity", [0.0, 1e30])
 def test_a_search_ends_after_so_many_tries(capacity: float) -> None:
     assert len(tried(RateSearch(1.0, most=7), capacity)) == 7
+
+
+def test_a_rate_that_tells_nothing_is_not_tried() -> None:
+    search = RateSearch(first=1.0, least=0.3)
+    rates = []
+    while (rate := search.rate()) is not None:
+        rates.append(rate)
+        search.note(rate, kept=False)
+    assert rates == [1.0, 0.5]
