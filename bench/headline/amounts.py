@@ -34,7 +34,7 @@ class Amounts:
     reuse_requests: int = 24
     reuse_rate: float = 1.0
     reuse_prompt: int = 960
-    reuse_output: int = 32
+    reuse_output: int = 48
     reuse_fraction: float = 0.3
     greedy_prompts: int = 100
     greedy_longest: int = 4000
