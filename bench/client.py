@@ -80,11 +80,11 @@ class Timeline:
         ]
 
 
-def failed(intended: float, error: str) -> Timeline:
-    """A request that failed before it was streamed."""
+def failed(intended: float, error: str, sent: float | None = None) -> Timeline:
+    """A request that failed before it was streamed; ``sent``: where not just when intended."""
     return Timeline(
         intended=intended,
-        sent=intended,
+        sent=intended if sent is None else sent,
         tokens=(),
         finished=time.monotonic(),
         status=0,

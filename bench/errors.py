@@ -7,8 +7,14 @@ BenchError
 │   ├── Overdue             no whole answer within the time the request had
 │   └── Malformed           what came, or was to be sent, is against the protocol or the bounds
 ├── load.errors.BadLoad     a workload, a length or a trace that cannot be
-├── driving.fleet.LoadFailed        the load could not be put on
-└── reporting.files.BadResult       a folder that holds no run that can be read
+├── driving.fleet.LoadFailed            the load could not be put on
+├── reporting.files.BadResult           a folder that holds no run that can be read
+├── selftest.settings.SelftestFailed    a part of the audit did not come to its end
+├── processes.StartFailed               a system did not come up
+├── headline.part.MeasureFailed         a figure would not mean what it is to mean
+├── headline.amounts.BadSetting         ``--set`` names no setting, or no number
+├── headline.measuring.CannotMeasure    something that is compared with is missing
+└── headline.publishing.CannotPublish   no README with the two marks
 """
 
 from __future__ import annotations
@@ -24,6 +30,10 @@ class RequestFailed(BenchError):
 
 class Unreachable(RequestFailed):
     """There is no connection to the server."""
+
+
+EXHAUSTED = "the client's own limit"
+"""Part of the message where not the server but this host had no connection to give."""
 
 
 class Cut(RequestFailed):

@@ -7,6 +7,7 @@ The time of a piece is taken when the event loop hands it over, before anything 
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 import time
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ from typing import Protocol, cast
 
 import httptools
 
-from bench.errors import Cut, Malformed, Overdue, RequestFailed, Unreachable
+from bench.errors import EXHAUSTED, Cut, Malformed, Overdue, RequestFailed, Unreachable
 
 LONGEST_HEAD = 64 << 10
 LONGEST_BODY = 256 << 20
 _CONNECT_SECONDS = 10.0
+_OWN_LIMITS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL}
+"""Descriptors and ports: what runs out here, whatever the server does."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,8 @@ class Pool:
             connection.abort()
             raise Unreachable(f"cannot connect to {_told(target)}: no answer") from None
         except (OSError, UnicodeError) as error:
-            raise Unreachable(f"cannot connect to {_told(target)}: {error}") from None
+            own = f" ({EXHAUSTED})" if getattr(error, "errno", 0) in _OWN_LIMITS else ""
+            raise Unreachable(f"cannot connect to {_told(target)}: {error}{own}") from None
         return connection
 
     async def _open_transport(self, target: Target, connection: _Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import psutil
 
+from bench.errors import BenchError
+
 STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.25
 
 
-class StartFailed(Exception):
+class StartFailed(BenchError):
     """A system did not come up; the message ends with what it last wrote."""
 
 
@@ -72,21 +75,27 @@ async def until_ready(child: Child, ready: Callable[[], Awaitable[bool]], second
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def stop(child: Child, seconds: float = STOP_SECONDS) -> list[str]:
+async def stop(child: Child, seconds: float = STOP_SECONDS) -> None:
     """End a child and all below it: SIGTERM, then SIGKILL for whatever is left at the deadline.
 
-    Returns the names of those that had to be killed.
+    Cancelled, it kills at once: an impatient second Ctrl-C leaves nothing behind either.
     """
     family = child.family()
     if child.running.poll() is None:
         child.running.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(alive(member) for member in family):
-        child.running.poll()
-        await asyncio.sleep(_POLL_SECONDS)
-    killed = [kill(member) for member in family if alive(member)]
-    child.running.wait()
-    return killed
+    try:
+        while time.monotonic() < deadline and any(alive(member) for member in family):
+            child.running.poll()
+            await asyncio.sleep(_POLL_SECONDS)
+    finally:
+        for member in family:
+            if alive(member):
+                kill(member)
+        # Also those whose parent was gone before it could be asked for its children.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.running.pid, signal.SIGKILL)
+        child.running.wait()
 
 
 def alive(member: psutil.Process) -> bool:
@@ -97,14 +106,10 @@ def alive(member: psutil.Process) -> bool:
         return False
 
 
-def kill(member: psutil.Process) -> str:
-    """SIGKILL. Returns the process's title; nothing happens to one that is gone."""
-    try:
-        title = label(member)
-        os.kill(member.pid, signal.SIGKILL)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return "gone"
-    return title
+def kill(member: psutil.Process) -> None:
+    """SIGKILL; nothing happens to one that is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        member.kill()
 
 
 def label(member: psutil.Process) -> str:

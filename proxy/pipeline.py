@@ -119,8 +119,10 @@ class Pipeline:
             story.reason = story.reason or error.code or ""
             raise
         finally:
-            self._metrics.ended(story, self._clock())
-            await flight.release()
+            try:
+                self._metrics.ended(story, self._clock())
+            finally:
+                await flight.release()
 
     async def _begin(self, call: Call, flight: Flight, story: Story) -> Answer:
         request = requests.parse(call.route, call.body)

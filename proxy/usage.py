@@ -26,6 +26,8 @@ from kvstore.handoff import PrefillReport
 from kvstore.messages import Outcome, Tier
 from proxy.wire import decoded
 
+MOST_TOKENS = 1 << 32
+
 Path = Literal["disaggregated", "decode-only", "recomputed"]
 
 
@@ -110,7 +112,7 @@ def reported_cached(usage: object) -> int:
     """``prompt_tokens_details.cached_tokens`` of a worker's usage object; 0 if absent."""
     details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return cached if isinstance(cached, int) else 0
+    return _counted(cached)
 
 
 def amended(usage: dict[str, Any], cached: int) -> dict[str, Any]:
@@ -126,8 +128,12 @@ def account(usage: dict[str, Any], cached: int) -> Account:
 
 
 def _count(usage: dict[str, Any], name: str) -> int:
-    value = usage.get(name)
-    return value if isinstance(value, int) else 0
+    return _counted(usage.get(name))
+
+
+def _counted(told: object) -> int:
+    """A worker's count; 0 where it is none, or none that a request could have."""
+    return told if type(told) is int and 0 <= told <= MOST_TOKENS else 0
 
 
 def split_reply(raw: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Any]]:

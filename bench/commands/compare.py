@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 from bench import environment
 from bench.commands import options as shared
@@ -15,8 +15,7 @@ from bench.commands import outcome
 from bench.commands.run import watched
 from bench.driving.fleet import Fleet
 from bench.load.errors import BadLoad
-from bench.measures.comparison import FEWEST_PAIRS, Comparison, compare
-from bench.measures.summary import STOPPED
+from bench.measures.comparison import FEWEST_PAIRS, Better, Comparison, compare
 from bench.reporting.document import Cell, Document, Interval, Ratio, Section, Table
 from bench.reporting.files import read_run, write_run
 from bench.result import CommandResult, RunResult, Verdict
@@ -26,7 +25,6 @@ EXAMPLE = (
     "--rate 5 --seconds 10 --prompt 64 --output 8"
 )
 
-Better = Literal["lower", "higher"]
 COMPARED: Mapping[str, Better] = {
     "p50_ttft_ms": "lower",
     "p90_ttft_ms": "lower",
@@ -38,8 +36,11 @@ COMPARED: Mapping[str, Better] = {
     "output_throughput": "higher",
 }
 
-_ALIKE = ("api", "extra", "processes")
+_ALIKE = ("api", "extra", "processes", "model", "block_size", "timeout_seconds")
 """Settings that have to be the same on both sides, besides the schedule."""
+
+ERRORS_APART, TOKENS_APART = 0.01, 0.01
+"""A server that refuses work, or ends it early, is not faster."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -68,16 +69,18 @@ def run(options: argparse.Namespace) -> int:
     if options.a.startswith("http"):
         pairs = asyncio.run(_measured(options, folder))
     else:
-        pairs = list(zip(recorded(Path(options.a)), recorded(Path(options.b)), strict=False))
+        pairs = recorded(Path(options.a), Path(options.b))
+        if not options.force:
+            _require_interleaved(pairs)
     if not options.force:
         _require_alike(pairs)
     found = comparisons(pairs, options.confidence)
     if options.gate not in found:
-        raise BadLoad(f"there are not {FEWEST_PAIRS} pairs of runs that tell {options.gate}")
-    result = _result(found, options.gate, len(pairs), {"a": options.a, "b": options.b})
+        raise BadLoad(f"there are not {FEWEST_PAIRS} pairs of valid runs that tell {options.gate}")
+    result = _result(found, options.gate, pairs, {"a": options.a, "b": options.b})
     document = _document(result, found, pairs, options)
     code = outcome.deliver_document(result, document, folder, options.json)
-    worse = verdict_of(found[options.gate], COMPARED[options.gate]) == "worse"
+    worse = found[options.gate].finding(COMPARED[options.gate]) == "worse"
     return 1 if worse else code
 
 
@@ -91,23 +94,26 @@ async def _measured(options: argparse.Namespace, folder: Path) -> list[tuple[Run
             taken = {}
             for name in "ab" if number % 2 == 0 else "ba":
                 sys.stderr.write(f"pair {number + 1} of {options.pairs}, {name.upper()}\n")
-                plan = shared.plan_of(options, targets[name], schedule)
+                plan = shared.plan_of(options, targets[name], schedule, settings)
                 result, records = await watched(plan, fleet)
-                if STOPPED in result.verdict.reasons:
+                if fleet.stopped:
                     raise KeyboardInterrupt  # the pairs so far are in the folder
-                told = {**plan.settings(), **settings, "processes": options.processes}
-                taken[name] = outcome.described(result, "run", told)
+                taken[name] = outcome.described(result, "run", plan.settings())
                 write_run(folder / name / f"{number:03d}", taken[name], records)
             pairs.append((taken["a"], taken["b"]))
     return pairs
 
 
-def recorded(folder: Path) -> list[RunResult]:
-    """The runs in a folder's subfolders, by name. Raises BadLoad, BadResult."""
-    found = sorted(file.parent for file in folder.glob("*/result.json"))
-    if not found:
-        raise BadLoad(f"{folder} is no server (http://…) and has no runs in it")
-    return [read_run(each)[0] for each in found]
+def recorded(a: Path, b: Path) -> list[tuple[RunResult, RunResult]]:
+    """The runs that subfolders of one name hold on both sides. Raises BadLoad, BadResult."""
+    names = {}
+    for folder in (a, b):
+        names[folder] = {file.parent.name for file in folder.glob("*/result.json")}
+        if not names[folder]:
+            raise BadLoad(f"{folder} is no server (http://…) and has no runs in it")
+    if alone := names[a] ^ names[b]:
+        raise BadLoad(f"runs without a partner of their name: {', '.join(sorted(alone))}")
+    return [(read_run(a / name)[0], read_run(b / name)[0]) for name in sorted(names[a])]
 
 
 def comparisons(
@@ -124,11 +130,14 @@ def comparisons(
     return found
 
 
-def verdict_of(comparison: Comparison, better: Better) -> Literal["better", "worse", "no"]:
-    """Whether B is shown to be better or worse than A."""
-    if comparison.low <= 1 <= comparison.high:
-        return "no"
-    return "better" if (comparison.high < 1) == (better == "lower") else "worse"
+def _require_interleaved(pairs: Sequence[tuple[RunResult, RunResult]]) -> None:
+    """Every pair ended before the next began to: else the time between A and B is compared too."""
+    dates = [sorted(str(one.environment.get("date")) for one in pair) for pair in pairs]
+    if any(later[0] < earlier[1] for earlier, later in pairwise(dates)):
+        raise BadLoad(
+            "the runs of A and B were not made in turns, so what changed meanwhile would count as "
+            "theirs; --force compares them nevertheless"
+        )
 
 
 def _require_alike(pairs: Sequence[tuple[RunResult, RunResult]]) -> None:
@@ -144,30 +153,62 @@ def _require_alike(pairs: Sequence[tuple[RunResult, RunResult]]) -> None:
 
 
 def _result(
-    found: Mapping[str, Comparison], gate: str, pairs: int, settings: dict[str, object]
+    found: Mapping[str, Comparison],
+    gate: str,
+    pairs: Sequence[tuple[RunResult, RunResult]],
+    settings: dict[str, object],
 ) -> CommandResult:
     metrics = {f"ratio_{name}": comparison.ratio for name, comparison in found.items()}
     metrics |= {f"ratio_{name}_low": comparison.low for name, comparison in found.items()}
     metrics |= {f"ratio_{name}_high": comparison.high for name, comparison in found.items()}
+    for name, side in zip("ab", zip(*pairs, strict=True), strict=True):
+        metrics[f"errors_{name}"] = errors(side)
     decided = found[gate]
-    outcome_word = {
-        "better": "B is better than A",
-        "worse": "B is worse than A",
-        "no": "no difference between A and B is shown",
-    }[verdict_of(decided, COMPARED[gate])]
+    words = {"better": "B is better than A", "worse": "B is worse than A"}
+    told = words.get(decided.finding(COMPARED[gate]), "no difference between A and B is found")
     sentence = (
-        f"VALID: {outcome_word}: {gate} of B is {decided.ratio:.3f} of A's, "
+        f"{told}: {gate} of B is {decided.ratio:.3f} of A's, "
         f"{decided.confidence:.0%} interval {decided.low:.3f} to {decided.high:.3f} "
-        f"from {decided.pairs} pairs."
+        f"from {decided.pairs} pairs"
     )
+    reasons = _doubts(pairs)
+    doubt = f", but {'; '.join(reasons)}" if reasons else ""
+    valid = "INVALID" if reasons else "VALID"
     return CommandResult(
         command="compare",
-        verdict=Verdict(valid=True, sentence=sentence),
+        verdict=Verdict(
+            valid=not reasons, sentence=f"{valid}: {sentence}{doubt}.", reasons=reasons
+        ),
         metrics=metrics,
-        detail={"pairs": pairs, "used": decided.pairs},
+        detail={"pairs": len(pairs), "used": decided.pairs},
         settings=settings,
         environment=environment.describe(),
     )
+
+
+def errors(runs: Sequence[RunResult]) -> float:
+    """Fraction of all requests that failed."""
+    asked = sum(run.metrics.get("requests", 0.0) for run in runs)
+    return sum(run.metrics.get("errors", 0.0) for run in runs) / asked if asked else 0.0
+
+
+def _doubts(pairs: Sequence[tuple[RunResult, RunResult]]) -> tuple[str, ...]:
+    """Why latencies of A and B are not of the same work."""
+    of_a, of_b = (errors(side) for side in zip(*pairs, strict=True))
+    doubts = []
+    if abs(of_a - of_b) > ERRORS_APART:
+        doubts.append(f"{of_a:.1%} of A's requests failed and {of_b:.1%} of B's")
+    tokens_a, tokens_b = (_tokens_out(side) for side in zip(*pairs, strict=True))
+    if abs(tokens_a - tokens_b) > TOKENS_APART * max(tokens_a, tokens_b):
+        doubts.append(f"A's answers had {tokens_a:.1f} tokens on average and B's {tokens_b:.1f}")
+    return tuple(doubts)
+
+
+def _tokens_out(runs: Sequence[RunResult]) -> float:
+    """Mean output tokens of an answer."""
+    answers = sum(r.metrics["request_throughput"] * r.metrics["duration_s"] for r in runs)
+    tokens = sum(r.metrics["output_throughput"] * r.metrics["duration_s"] for r in runs)
+    return tokens / answers if answers else 0.0
 
 
 def _document(

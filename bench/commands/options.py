@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,8 +21,6 @@ from bench.load.schedule import Schedule
 from bench.load.workload import Workload
 from bench.measures import slo
 
-RESULTS = Path("bench-results")
-
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     """The server under load."""
@@ -31,7 +31,8 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "--key",
         action="append",
         default=[],
-        help="API key; repeat it, and tenants take them in turn (default: $OPENAI_API_KEY)",
+        help="API key; repeat it, and tenants take them in turn (default: $OPENAI_API_KEY). Others "
+        "on this host can see a command line: --keys-file is private",
     )
     group.add_argument("--keys-file", type=Path, metavar="FILE", help="one API key for each line")
     group.add_argument(
@@ -159,18 +160,26 @@ async def target_of(options: argparse.Namespace, base: str) -> Target:
         extra = {"ignore_eos": True, **extra}
     model = options.model or await served_model(base, keys[0] if keys else "")
     return Target(
-        base=base, model=model, api=options.api, keys=keys, extra=extra, seconds=options.timeout
+        base=base,
+        model=model,
+        api=options.api,
+        keys=keys,
+        extra=extra,
+        timeout_seconds=options.timeout,
     )
 
 
-def plan_of(options: argparse.Namespace, target: Target, schedule: Schedule) -> RunPlan:
-    """A run of ``schedule``. Raises BadLoad."""
+def plan_of(
+    options: argparse.Namespace, target: Target, schedule: Schedule, load: Mapping[str, Any]
+) -> RunPlan:
+    """A run of ``schedule``, which the settings ``load`` made. Raises BadLoad."""
     return RunPlan(
         target=target,
         schedule=schedule,
         salt=options.salt or secrets.token_hex(8),
         slo=slo.parse(options.slo) if options.slo else None,
         block_size=options.block_size,
+        load={**load, "processes": options.processes},
     )
 
 
@@ -187,6 +196,9 @@ def _keys(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _address(base: str) -> str:
     """``base`` without what OpenAI clients append to it."""
-    if not base.startswith(("http://", "https://")):
+    parts = urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
         raise LoadFailed(f"{base!r} is no address: give http://host:port")
+    if "@" in parts.netloc or parts.query:
+        raise LoadFailed("an address is kept in the result: give a key with --keys-file instead")
     return base.rstrip("/").removesuffix("/v1")

@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from bench.commands import options as shared
 from bench.commands import outcome
-from bench.driving.fleet import Fleet
+from bench.driving.fleet import Fleet, Watch
 from bench.driving.live import Live
 from bench.driving.run import RunPlan, carry_out
 from bench.load.schedule import Schedule
@@ -42,17 +43,18 @@ async def perform(
 ) -> int:
     """Puts ``schedule`` on the server of ``options`` and delivers what came of it."""
     target = await shared.target_of(options, options.url)
-    plan = shared.plan_of(options, target, schedule)
+    plan = shared.plan_of(options, target, schedule, settings)
     async with Fleet(options.processes) as fleet:
         result, records = await watched(plan, fleet)
-    result = outcome.described(
-        result, command, {**plan.settings(), **settings, "processes": options.processes}
-    )
+    result = outcome.described(result, command, plan.settings())
     return outcome.deliver(result, records, options.out, options.json)
 
 
-async def watched(plan: RunPlan, fleet: Fleet) -> tuple[RunResult, list[Record]]:
-    """A run that shows how it goes on the error stream. Ctrl-C ends it early, with its result."""
+async def watched(
+    plan: RunPlan, fleet: Fleet, guard: Callable[[Watch], Watch] = lambda watch: watch
+) -> tuple[RunResult, list[Record]]:
+    """A run that shows how it goes on the error stream. Ctrl-C stops the fleet, which then has
+    ``stopped`` set; the result is of what there is. ``guard`` may watch as well."""
     schedule = plan.schedule
     times = [planned.at for planned in schedule.requests if planned.at is not None]
     seconds = max(times, default=0.0)
@@ -61,7 +63,7 @@ async def watched(plan: RunPlan, fleet: Fleet) -> tuple[RunResult, list[Record]]
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, fleet.stop)
     try:
-        return await carry_out(plan, fleet, live.watch)
+        return await carry_out(plan, fleet, guard(live.watch))
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         live.end()

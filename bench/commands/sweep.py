@@ -12,9 +12,9 @@ import msgspec
 from bench import environment
 from bench.commands import options as shared
 from bench.commands import outcome
-from bench.driving.fleet import Fleet
-from bench.driving.live import Live
-from bench.driving.run import RunPlan, carry_out
+from bench.commands.run import watched
+from bench.driving.fleet import Fleet, LoadFailed, Watch
+from bench.driving.run import RunPlan
 from bench.driving.watching import SaturationStop
 from bench.load import workload
 from bench.load.errors import BadLoad
@@ -69,29 +69,38 @@ async def _sweep(options: argparse.Namespace) -> int:
     search = RateSearch(asked.rate, options.precision, options.tries, least)
     folder = options.out or outcome.folder_for("sweep")
     steps: list[Step] = []
-    settings: dict[str, object] = {**msgspec.to_builtins(asked), "attainment": options.attainment}
+    settings: dict[str, object] = {}
     async with Fleet(options.processes) as fleet:
         while (rate := search.rate()) is not None:
             # Another seed for every rate: a fluke of one schedule must not decide them all.
             changed = msgspec.structs.replace(asked, rate=rate, seed=asked.seed + len(steps))
-            plan = shared.plan_of(options, target, workload.build(changed))
-            settings = {**plan.settings(), **settings}
+            load = {**msgspec.to_builtins(asked), "attainment": options.attainment}
+            plan = shared.plan_of(options, target, workload.build(changed), load)
+            settings = plan.settings()
             step = await _step(plan, fleet, rate, options.attainment)
+            if fleet.stopped and not step.saturated:
+                break  # Ctrl-C: what has been tried is told
+            fleet.resume()
             search.note(rate, step.kept)
             steps.append(step)
             sys.stderr.write(f"{_told(step)}\n")
+    if not steps:
+        raise LoadFailed("it was stopped before one rate had been tried")
     result = _result(steps, search, settings)
     return outcome.deliver_document(result, _document(result, steps), folder, options.json)
 
 
 async def _step(plan: RunPlan, fleet: Fleet, rate: float, attainment: float) -> Step:
-    live = Live(sys.stderr, len(plan.schedule.requests), rate)
-    guard = SaturationStop(live.watch, fleet.stop)
-    result, _ = await carry_out(plan, fleet, guard.watch)
-    live.end()
+    guards: list[SaturationStop] = []
+
+    def guarded(watch: Watch) -> Watch:
+        guards.append(SaturationStop(watch, fleet.stop))
+        return guards[0].watch
+
+    result, _ = await watched(plan, fleet, guarded)
+    saturated = guards[0].saturated
     reached = result.metrics.get("slo_attainment", 0.0)
-    kept = reached >= attainment and not guard.saturated
-    return Step(rate, result, guard.saturated, kept)
+    return Step(rate, result, saturated, reached >= attainment and not saturated)
 
 
 def _told(step: Step) -> str:
@@ -111,8 +120,8 @@ def _result(steps: list[Step], search: RateSearch, settings: dict[str, object]) 
         sentence = f"VALID: up to {search.kept:.3g} requests per second keep the SLO"
         beyond = "" if search.broken < float("inf") else "; no rate tried was too high"
         verdict = Verdict(valid=True, sentence=f"{sentence}{beyond}.")
-        if doubts := best.result.verdict.reasons:
-            told = f"INVALID: at {search.kept:.3g} requests per second, {'; '.join(doubts)}."
+        if doubts := _doubts(steps, search):
+            told = f"INVALID: {sentence.removeprefix('VALID: ')}, but {'; '.join(doubts)}."
             verdict = Verdict(valid=False, sentence=told, reasons=doubts)
     return CommandResult(
         command="sweep",
@@ -121,6 +130,18 @@ def _result(steps: list[Step], search: RateSearch, settings: dict[str, object]) 
         detail={"steps": [_row(step) for step in sorted(steps, key=lambda step: step.rate)]},
         settings=settings,
         environment=environment.describe(),
+    )
+
+
+def _doubts(steps: list[Step], search: RateSearch) -> tuple[str, ...]:
+    """What is wrong with the two runs that decide: the highest rate that kept the SLO, and the
+    lowest that did not. Saturation is the server's; a late client is not."""
+    deciding = [step for step in steps if step.rate in (search.kept, search.broken)]
+    return tuple(
+        f"at {step.rate:.3g} per second {reason}"
+        for step in deciding
+        for reason in step.result.verdict.reasons
+        if not step.saturated
     )
 
 

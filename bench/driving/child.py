@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import sys
 from asyncio import StreamReader, StreamWriter
@@ -20,7 +21,31 @@ _AT_ONCE = 256
 """Records told at once: encoding more would hold up the schedule for milliseconds."""
 
 
-async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+class Stop:
+    """SIGTERM ends the load that runs, or the one that is prepared; never the process."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._running: asyncio.Task[None] | None = None
+
+    def ask(self) -> None:
+        """The signal has come."""
+        self._asked = True
+        if self._running is not None:
+            self._running.cancel()
+
+    def prepared(self) -> None:
+        """A new load: what was asked before concerned another."""
+        self._asked, self._running = False, None
+
+    def runs(self, running: asyncio.Task[None]) -> None:
+        """The load begins."""
+        self._running = running
+        if self._asked:
+            running.cancel()
+
+
+async def serve(reader: StreamReader, writer: StreamWriter, stop: Stop) -> None:
     """Jobs, one after the other, until the parent closes its end."""
     while True:
         try:
@@ -28,12 +53,13 @@ async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         except asyncio.IncompleteReadError:
             return
         if isinstance(job, frames.Job):
-            await _work(job, reader, writer)
+            stop.prepared()
+            await _work(job, reader, writer, stop)
 
 
-async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter) -> None:
+async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter, stop: Stop) -> None:
     waiting: list[Record] = []
-    async with Client(job.target.seconds) as client:
+    async with Client(job.target.timeout_seconds) as client:
         server = TargetServer(client, job.target)
         driver = Driver(server, job.schedule, job.salt, waiting.append)
         await _tell(writer, frames.Prepared())
@@ -45,7 +71,7 @@ async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter) -> 
         gc.freeze()
         gc.disable()
         running = asyncio.create_task(driver.run(begin.at))
-        _until_stopped(running)
+        stop.runs(running)
         while not running.done() or waiting:
             await asyncio.wait({running}, timeout=TELL_SECONDS)
             told, waiting[:] = tuple(waiting[:_AT_ONCE]), waiting[_AT_ONCE:]
@@ -54,10 +80,6 @@ async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter) -> 
     if not running.cancelled():
         running.result()
     await _tell(writer, frames.Done())
-
-
-def _until_stopped(running: asyncio.Task[None]) -> None:
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
 
 
 async def _tell(writer: StreamWriter, message: frames.FromChild) -> None:
@@ -72,10 +94,19 @@ async def _main() -> None:
     transport, protocol = await loop.connect_write_pipe(
         asyncio.streams.FlowControlMixin, sys.stdout.buffer
     )
-    await serve(reader, StreamWriter(transport, protocol, reader, loop))
+    stop = Stop()
+    loop.add_signal_handler(signal.SIGTERM, stop.ask)
+    await serve(reader, StreamWriter(transport, protocol, reader, loop), stop)
+
+
+def _raise_descriptor_limit() -> None:
+    """An overloaded server leaves thousands of requests open; shells allow about a thousand."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":
     # Ctrl-C goes to every process of a terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _raise_descriptor_limit()
     uvloop.run(_main())

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from bench.client import Client, Timeline
+from bench.client import Client, Timeline, failed
 from bench.driving.target import Target
 from bench.load.schedule import Pacing, Planned, Schedule
 from bench.load.words import Words
@@ -17,6 +17,12 @@ PATH_HEADER = "x-kvferry-path"
 
 TIMER_SECONDS = 0.002
 """Event loops' timers are this inexact; the rest of the way is spent looking at the clock."""
+
+MOST = 1e9
+"""No count or duration that a server tells is larger than this; a strange one is left out."""
+
+CUT_OFF = "cut off: the run was stopped"
+NOT_SENT = "not sent: an earlier turn failed"
 
 Keep = Callable[[Record], None]
 
@@ -113,8 +119,15 @@ class Driver:
             more = len(talk) > 1
             timeline = await self._send(planned, body, intended, keep_text=more)
             if timeline.error:
-                return  # a conversation does not go on after an answer that never came
+                self._leave_out(talk[talk.index(planned) + 1 :])
+                return
             said += (self._prompt(planned), timeline.text)
+
+    def _leave_out(self, turns: Sequence[Planned]) -> None:
+        """A conversation does not go on after an answer that never came; its other turns were
+        asked for all the same, so each leaves a record."""
+        for planned in turns:
+            self._keep(self._record(planned, failed(time.monotonic(), NOT_SENT)))
 
     async def _send(
         self, planned: Planned, body: bytes, intended: float, keep_text: bool
@@ -125,7 +138,7 @@ class Driver:
         try:
             timeline = await self._server.send(planned, body, intended, keep_text)
         except asyncio.CancelledError:
-            self._keep(self._cut_off(planned, intended, sent))
+            self._keep(self._record(planned, failed(intended, CUT_OFF, sent)))
             raise
         finally:
             self.in_flight -= 1
@@ -154,33 +167,15 @@ class Driver:
             finished=timeline.finished - begin,
             status=timeline.status,
             error=timeline.error,
-            prompt_tokens=timeline.usage.get("prompt_tokens"),
-            output_tokens=timeline.usage.get("completion_tokens"),
-            # vLLM leaves the details out both where it may not tell and where nothing was cached.
-            cached_tokens=timeline.cached_tokens if timeline.usage else None,
+            prompt_tokens=_count(timeline.usage.get("prompt_tokens")),
+            output_tokens=_count(timeline.usage.get("completion_tokens")),
+            cached_tokens=_count(_details(timeline.usage).get("cached_tokens")),
             path=timeline.headers.get(PATH_HEADER, ""),
             stages=_figures(timeline.trailer.get("stages"), STAGES),
             tiers={
                 name: int(count)
                 for name, count in _figures(timeline.trailer.get("cached"), TIERS).items()
             },
-        )
-
-    def _cut_off(self, planned: Planned, intended: float, sent: float) -> Record:
-        return Record(
-            number=planned.number,
-            phase=planned.phase,
-            tenant=self._names[planned.tenant],
-            conversation=planned.conversation,
-            turn=planned.turn,
-            planned_prompt_tokens=planned.prompt_tokens,
-            planned_output_tokens=planned.output_tokens,
-            shared_tokens=planned.shared_tokens,
-            intended=intended - self._begin,
-            sent=sent - self._begin,
-            first_byte=None,
-            finished=time.monotonic() - self._begin,
-            error="cut off: the run was stopped",
         )
 
 
@@ -192,8 +187,22 @@ def conversations(requests: Iterable[Planned]) -> list[list[Planned]]:
     return sorted(found.values(), key=lambda talk: talk[0].at or 0.0)
 
 
-def _figures(told: Any, known: Iterable[str]) -> Mapping[str, float]:  # noqa: ANN401
-    """The numbers among what a server told under ``known`` names."""
+def _details(usage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """vLLM leaves these out both where it may not tell and where nothing was cached."""
+    return usage.get("prompt_tokens_details") or {}
+
+
+def _count(told: object) -> int | None:
+    """A server's count, unless it cannot be one."""
+    return told if type(told) is int and 0 <= told <= MOST else None
+
+
+def _figures(told: object, known: Iterable[str]) -> Mapping[str, float]:
+    """The numbers among what a server told under ``known`` names, unless they cannot be any."""
     if not isinstance(told, Mapping):
         return {}
-    return {name: float(told[name]) for name in known if isinstance(told.get(name), int | float)}
+    return {
+        name: float(told[name])
+        for name in known
+        if type(told.get(name)) in (int, float) and 0 <= told[name] <= MOST
+    }

@@ -35,12 +35,17 @@ class LoadFailed(BenchError):
 
 
 class Fleet:
-    """Child processes that send loads, one load after the other."""
+    """Child processes that send loads, one load after the other.
+
+    ``stopped``: why a load ended before its time; empty if none did since ``resume``. A stopped
+    fleet sends nothing more.
+    """
 
     def __init__(self, processes: int = 1) -> None:
         self._count = processes
         self._children: list[asyncio.subprocess.Process] = []
         self._stack = AsyncExitStack()
+        self.stopped = ""
         self._counts: dict[int, tuple[int, int]] = {}
 
     async def __aenter__(self) -> Self:
@@ -66,13 +71,52 @@ class Fleet:
     async def run(
         self, target: Target, schedule: Schedule, salt: str, watch: Watch
     ) -> list[Record]:
-        """Puts ``schedule`` on ``target``; all records, by number. Raises LoadFailed.
+        """Puts ``schedule`` on ``target``; all records, by number.
 
-        ``stop`` makes it return early, with what there is; so does nothing else.
+        Stopped, or left by a child that died, it returns what there is. Raises LoadFailed where
+        the load could not even begin.
         """
-        shares = shared_out(schedule, len(self._children))
+        if self.stopped:
+            return []
+        await self._prepare(target, schedule, salt)
+        begin = time.monotonic() + HEAD_START_SECONDS
+        for child in self._children:
+            await _say(child, frames.Begin(begin))
+        self._repeat_stop()
         records: list[Record] = []
         self._counts.clear()
+        gathering = asyncio.gather(
+            *(self._gather(number, records, watch) for number in range(len(self._children)))
+        )
+        try:
+            await asyncio.shield(gathering)
+        except asyncio.CancelledError:
+            self._signal()
+            await asyncio.wait({gathering}, timeout=STOP_SECONDS)
+            raise
+        return sorted(records, key=lambda record: record.number)
+
+    def stop(self, why: str = "it was stopped before its end") -> None:
+        """Ends the running load; ``run`` then returns what there is."""
+        self.stopped = self.stopped or why
+        self._signal()
+
+    def resume(self) -> None:
+        """What was stopped is over; loads may be put on again."""
+        self.stopped = ""
+
+    def _repeat_stop(self) -> None:
+        """A child may have heard the signal before this load was its own."""
+        if self.stopped:
+            self._signal()
+
+    def _signal(self) -> None:
+        for child in self._children:
+            if child.returncode is None:
+                child.send_signal(signal.SIGTERM)
+
+    async def _prepare(self, target: Target, schedule: Schedule, salt: str) -> None:
+        shares = shared_out(schedule, len(self._children))
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
                 for child, share in zip(self._children, shares, strict=True):
@@ -81,29 +125,17 @@ class Fleet:
                     await _expect(child, frames.Prepared)
         except TimeoutError:
             raise LoadFailed(f"no load was prepared within {PREPARE_SECONDS:.0f} s") from None
-        begin = time.monotonic() + HEAD_START_SECONDS
-        for child in self._children:
-            await _say(child, frames.Begin(begin))
-        gathering = asyncio.gather(
-            *(self._gather(number, records, watch) for number in range(len(self._children)))
-        )
-        try:
-            await asyncio.shield(gathering)
-        except asyncio.CancelledError:
-            self.stop()
-            await asyncio.wait({gathering}, timeout=STOP_SECONDS)
-            raise
-        return sorted(records, key=lambda record: record.number)
-
-    def stop(self) -> None:
-        """Ends the running load; ``run`` then returns what there is."""
-        for child in self._children:
-            if child.returncode is None:
-                child.send_signal(signal.SIGTERM)
 
     async def _gather(self, number: int, records: list[Record], watch: Watch) -> None:
         child = self._children[number]
-        while not isinstance(message := await _heard(child), frames.Done):
+        while True:
+            try:
+                message = await _heard(child)
+            except LoadFailed as death:
+                self.stop(str(death))  # the others' records, and its own so far, are not lost
+                return
+            if isinstance(message, frames.Done):
+                return
             if isinstance(message, frames.Progress):
                 records += message.records
                 self._counts[number] = (message.sent, message.in_flight)
@@ -112,11 +144,13 @@ class Fleet:
 
 
 def shared_out(schedule: Schedule, count: int) -> list[Schedule]:
-    """``schedule`` in ``count`` shares: whole conversations, dealt in turn."""
+    """``schedule`` in ``count`` shares: whole conversations, dealt in turn; where there are users,
+    each user's go where that user is."""
     if count == 1:
         return [schedule]
+    users = schedule.in_flight or count
     places = {
-        conversation: place % count
+        conversation: place % users % count
         for place, conversation in enumerate(
             dict.fromkeys(planned.conversation for planned in schedule.requests)
         )

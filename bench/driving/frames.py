@@ -42,7 +42,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """From a child: every answer has come and every record has been told."""
+    """From a child: every answer has come, or it was stopped, and every record has been told."""
 
 
 ToChild = Job | Begin

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -23,23 +23,21 @@ ASK_SECONDS = 20.0
 @dataclass(frozen=True)
 class RunPlan:
     """Everything a run depends on. ``salt`` keeps its prompts apart from every other run's;
-    ``block_size``: tokens that the server caches at a time."""
+    ``block_size``: tokens that the server caches at a time; ``load``: the settings that made the
+    schedule."""
 
     target: Target
     schedule: Schedule
     salt: str
     slo: Slo | None = None
     block_size: int = 16
+    load: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """What the result tells of it; keys are counted, never told."""
         target = msgspec.to_builtins(self.target)
-        return {
-            **target,
-            "keys": len(self.target.keys),
-            "salt": self.salt,
-            "block_size": self.block_size,
-        }
+        own = {"keys": len(self.target.keys), "salt": self.salt, "block_size": self.block_size}
+        return {**target, **own, **self.load}
 
 
 async def carry_out(plan: RunPlan, fleet: Fleet, watch: Watch) -> tuple[RunResult, list[Record]]:
@@ -53,7 +51,7 @@ async def carry_out(plan: RunPlan, fleet: Fleet, watch: Watch) -> tuple[RunResul
         hit_ratio=plan.schedule.intended_hit_ratio(plan.block_size),
         slo=plan.slo,
         server_hits=_hit_ratio(before, after),
-        interrupted=len(records) < len(plan.schedule.requests) and not _broken_off(records),
+        stopped=fleet.stopped,
     )
     result = summary(records, asked)
     return msgspec.structs.replace(result, schedule_sha256=plan.schedule.digest()), records
@@ -82,8 +80,12 @@ async def _prepare(plan: RunPlan, fleet: Fleet) -> None:
         plan.schedule, pacing="users", in_flight=1, before=(), requests=ahead
     )
     records = await fleet.run(plan.target, alone, plan.salt, lambda *_: None)
+    if fleet.stopped:
+        return
+    if len(records) < len(ahead):
+        raise LoadFailed(f"{len(ahead) - len(records)} requests that prepare the caches got lost")
     if failed := [record for record in records if not record.ok]:
-        raise LoadFailed(f"{failed[0].phase}ing failed: {failed[0].error}")
+        raise LoadFailed(f"a request that prepares the caches failed: {failed[0].error}")
 
 
 async def _counted(target: Target) -> counters.CacheCounters | None:
@@ -104,8 +106,3 @@ def _hit_ratio(
     if not counted.local_queries:
         return None
     return (counted.local_hits + counted.external_hits) / counted.local_queries
-
-
-def _broken_off(records: Sequence[Record]) -> Mapping[int, Record]:
-    """Conversations that ended early because an answer failed."""
-    return {record.conversation: record for record in records if not record.ok}

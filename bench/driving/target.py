@@ -16,15 +16,15 @@ PATHS: Mapping[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """``base``: ``http://host:port``. ``keys``: API keys; tenants take them in turn, so as many as
-    tenants give each its own. ``extra``: further fields of every body. ``seconds``: after which a
-    request is given up."""
+    tenants give each its own. ``extra``: further fields of every body. ``timeout_seconds``: after
+    which a request is given up."""
 
     base: str
     model: str
     api: Api = "chat"
     keys: tuple[str, ...] = ()
     extra: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    seconds: float = 600.0
+    timeout_seconds: float = 600.0
 
     @property
     def path(self) -> str:

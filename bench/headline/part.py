@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from bench.errors import BenchError
 from bench.headline.amounts import Amounts
 from bench.headline.turn import Turn
 
@@ -44,5 +45,5 @@ class Part(Protocol[F]):
         """All rounds together."""
 
 
-class MeasureFailed(Exception):
+class MeasureFailed(BenchError):
     """A figure cannot be taken, or would not mean what it is to mean."""

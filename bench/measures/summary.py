@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.errors import EXHAUSTED
 from bench.measures.slo import met
 from bench.records import STAGES, TIERS, Record
 from bench.result import Distribution, Hits, RunResult, Slo, TenantSummary, Verdict
@@ -18,10 +19,8 @@ from bench.statistics import percentile, supports_percentile
 
 LAG_FLOOR_SECONDS = 0.001
 LAG_OF_TTFT = 0.05
-"""The client's lag may be a millisecond at its 99th percentile (at the highest that the number of
-requests supports), or this fraction of the TTFT's median if that is more."""
-
-STOPPED = "it was stopped before its end"
+"""The client's lag may be a millisecond at its 99th percentile (the 95th or 90th of fewer requests
+than that needs), or this fraction of the TTFT's median if that is more."""
 
 HITS_OFF = 0.02
 """How far the achieved hit ratio may be from the intended one."""
@@ -36,7 +35,7 @@ class Asked:
     hit_ratio: float
     slo: Slo | None = None
     server_hits: float | None = None
-    interrupted: bool = False
+    stopped: str = ""
 
 
 def summary(records: Sequence[Record], asked: Asked) -> RunResult:
@@ -215,10 +214,12 @@ def _verdict(
     reasons = []
     if not good:
         reasons.append("no request was answered")
-    if asked.interrupted:
-        reasons.append(STOPPED)
+    if asked.stopped:
+        reasons.append(asked.stopped)
+    if any(EXHAUSTED in record.error for record in measured):
+        reasons.append("the client had no more connections to give; --processes or fewer users")
     if asked.open_loop and good:
-        rank = next((r for r in (99, 95, 90) if supports_percentile(len(measured), r)), 50)
+        rank = next((r for r in (99, 95) if supports_percentile(len(measured), r)), 90)
         lag = percentile([record.lag for record in measured], rank)
         ttft = percentile([record.service_ttft for record in good], 50)
         if lag > (limit := max(LAG_FLOOR_SECONDS, LAG_OF_TTFT * ttft)):

@@ -1,7 +1,8 @@
 """Does ``compare`` cry wolf, and does it miss one?
 
-Runs against two stubs, one a tenth slower, are recorded in turns; comparisons are then drawn from
-them, of A with A (where any difference found is a false alarm) and of A with B.
+Pairs of runs are recorded as a comparison has them: of two stubs that are alike, where any
+difference found is a false alarm, and of two of which one is a tenth slower. Comparisons are then
+drawn from the pairs.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from bench.stub.config import StubConfig
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """``runs`` of each stub are recorded, of ``requests`` each; ``comparisons`` of ``pairs`` runs
-    are drawn. Delays vary by ``jitter`` (sigma, lognormal) from request to request."""
+    """``alike`` and ``unlike`` pairs of runs are recorded, each run of ``requests``;
+    ``comparisons`` of ``pairs`` are drawn from each. Delays vary by ``jitter`` (sigma of a
+    lognormal factor)."""
 
-    runs: int = 40
-    requests: int = 60
-    rate: float = 60.0
+    alike: int = 100
+    unlike: int = 30
+    requests: int = 50
+    rate: float = 100.0
     ttft_ms: float = 40.0
     slowdown: float = 1.10
     jitter: float = 0.3
@@ -38,58 +41,61 @@ class CalibrationSettings:
 
 async def measure_calibration(settings: CalibrationSettings, say: Say) -> Measured:
     """``false_alarms`` and ``detected``, as fractions. Raises SelftestFailed."""
-    say(f"calibration: {settings.runs} runs of each of two stubs")
-    a, b = await _recorded(settings)
+    plain = StubConfig(ttft_ms=settings.ttft_ms, jitter=settings.jitter)
+    slower = StubConfig(ttft_ms=settings.ttft_ms * settings.slowdown, jitter=settings.jitter)
+    say(f"calibration: {settings.alike} pairs of runs of two stubs that are alike")
+    alike = await _recorded(settings, settings.alike, plain)
+    say(f"calibration: {settings.unlike} pairs, one a tenth slower")
+    unlike = await _recorded(settings, settings.unlike, slower)
     metrics = {
-        "false_alarms": false_alarms(a, settings),
-        "detected": detected(a, b, settings),
+        "false_alarms": false_alarms(alike, settings),
+        "detected": detected(unlike, settings),
     }
-    return Measured(metrics, {**asdict(settings), "p50_ttft_ms": {"a": a, "b": b}})
+    told = {"alike": alike, "unlike": unlike}
+    return Measured(metrics, {**asdict(settings), "p50_ttft_ms": told})
 
 
-def false_alarms(runs: Sequence[float], settings: CalibrationSettings) -> float:
+def false_alarms(pairs: Sequence[tuple[float, float]], settings: CalibrationSettings) -> float:
     """Fraction of comparisons of A with itself that find a difference.
 
-    Neighbours make a pair, as in a real comparison; which of them is called B is drawn.
+    ``pairs`` are in the order a real comparison has them, so what being second costs is in them.
     """
     source = random.Random(f"{settings.seed}/alarms")
-    neighbours = list(zip(runs[::2], runs[1::2], strict=False))
-    alarms = 0
-    for number in range(settings.comparisons):
-        drawn = [
-            pair if source.random() < 0.5 else pair[::-1]
-            for pair in source.sample(neighbours, settings.pairs)
-        ]
-        alarms += _finding(drawn, number) != "no difference shown"
+    alarms = sum(
+        _finding(source.sample(pairs, settings.pairs), number) != "no difference found"
+        for number in range(settings.comparisons)
+    )
     return alarms / settings.comparisons
 
 
-def detected(a: Sequence[float], b: Sequence[float], settings: CalibrationSettings) -> float:
-    """Fraction of comparisons of A with B that find B slower."""
+def detected(pairs: Sequence[tuple[float, float]], settings: CalibrationSettings) -> float:
+    """Fraction of comparisons of A with a slower B that find B worse."""
     source = random.Random(f"{settings.seed}/detected")
-    both = list(zip(a, b, strict=True))
     found = sum(
-        _finding(source.sample(both, settings.pairs), number) == "slower"
+        _finding(source.sample(pairs, settings.pairs), number) == "worse"
         for number in range(settings.comparisons)
     )
     return found / settings.comparisons
 
 
 def _finding(pairs: Sequence[tuple[float, float]], seed: int) -> str:
-    return compare([a for a, _ in pairs], [b for _, b in pairs], seed=seed).finding
+    return compare([a for a, _ in pairs], [b for _, b in pairs], seed=seed).finding()
 
 
-async def _recorded(settings: CalibrationSettings) -> tuple[list[float], list[float]]:
-    """Median TTFT, ms, of every run of the plain stub and of the slower one."""
-    fast = StubConfig(ttft_ms=settings.ttft_ms, jitter=settings.jitter)
-    slow = StubConfig(ttft_ms=settings.ttft_ms * settings.slowdown, jitter=settings.jitter)
-    found: dict[str, list[float]] = {"a": [], "b": []}
-    async with running_stub(fast) as of_a, running_stub(slow) as of_b, Fleet() as fleet:
+async def _recorded(
+    settings: CalibrationSettings, count: int, other: StubConfig
+) -> list[tuple[float, float]]:
+    """Median TTFTs, ms, of ``count`` pairs of runs, of the plain stub and of ``other``: ABBA."""
+    plain = StubConfig(ttft_ms=settings.ttft_ms, jitter=settings.jitter)
+    pairs = []
+    async with running_stub(plain) as of_a, running_stub(other) as of_b, Fleet() as fleet:
         bases = {"a": of_a, "b": of_b}
-        for number in range(settings.runs):
-            for name in ("ab", "ba")[number % 2]:
-                found[name].append(await _median(settings, bases[name], fleet, f"{name}{number}"))
-    return found["a"], found["b"]
+        for number in range(count):
+            taken = {}
+            for name in "ab" if number % 2 == 0 else "ba":
+                taken[name] = await _median(settings, bases[name], fleet, f"{name}{number}")
+            pairs.append((taken["a"], taken["b"]))
+    return pairs
 
 
 async def _median(settings: CalibrationSettings, base: str, fleet: Fleet, salt: str) -> float:

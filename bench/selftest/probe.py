@@ -60,9 +60,9 @@ class _Watched(TargetServer):
 
 async def probe(job: Job) -> list[Probed]:
     """All requests of the job, in order of their ends."""
-    target = Target(base=job.base, model="stub", api="completions", seconds=60.0)
+    target = Target(base=job.base, model="stub", api="completions", timeout_seconds=60.0)
     records: list[Record] = []
-    async with Client(target.seconds, trailer=STUB_TRAILER) as client:
+    async with Client(target.timeout_seconds, trailer=STUB_TRAILER) as client:
         if job.warm:
             warming = build(
                 msgspec.structs.replace(

@@ -19,6 +19,7 @@ import pytest
 pytestmark = pytest.mark.timeout(120)
 BENCH = (sys.executable, "-m", "deploy.cli", "bench")
 SECONDS = 60.0
+ENDLESS = ("--rate", "20", "--seconds", "600")
 LOADED = """\
 import sys, bench.cli
 bench.cli.main(["run", "x"])
@@ -122,9 +123,10 @@ def test_errors_are_told_first_and_are_in_no_latency(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_run_with_what_there_is(tmp_path: Path) -> None:
     with (
-        stub("--ttft-ms", "5") as url,
+        # So slow that requests are under way whenever the signal comes.
+        stub("--ttft-ms", "2000") as url,
         subprocess.Popen(
-            (*BENCH, "run", url, "--rate", "20", "--seconds", "600", "--out", str(tmp_path)),
+            (*BENCH, "run", url, *ENDLESS, "--start", "cold", "--out", str(tmp_path)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -137,9 +139,28 @@ def test_ctrl_c_ends_a_run_with_what_there_is(tmp_path: Path) -> None:
         running.send_signal(signal.SIGINT)
         assert running.wait(SECONDS) == 1
     result = json.loads((tmp_path / "result.json").read_text())
+    assert not result["verdict"]["valid"]
     assert "stopped before its end" in result["verdict"]["sentence"]
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_a_load_process_that_dies_loses_its_own_requests_only(tmp_path: Path) -> None:
+    with (
+        stub("--ttft-ms", "5") as url,
+        subprocess.Popen(
+            (*BENCH, "run", url, *ENDLESS, "--processes", "2", "--out", str(tmp_path)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running,
+    ):
+        assert running.stderr is not None
+        running.stderr.readline()
+        psutil.Process(running.pid).children()[0].kill()
+        assert running.wait(SECONDS) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "a load process ended before its time" in result["verdict"]["sentence"]
 
 
 def test_a_sweep_finds_what_one_slot_can_serve(tmp_path: Path) -> None:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench.cli import COMMANDS, main
 from bench.commands import options as shared
-from bench.commands.compare import recorded, verdict_of
+from bench.commands.compare import recorded
+from bench.commands.sweep import Step, _result
 from bench.load.errors import BadLoad
-from bench.measures.comparison import Comparison
+from bench.measures import slo
+from bench.measures.comparison import Better, Comparison
 from bench.measures.search import RateSearch
+from bench.measures.summary import Asked, summary
+from bench.records import Record
+from bench.reporting.files import write_run
+from bench.result import RunResult
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -98,23 +107,129 @@ def test_a_search_gives_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "better", "verdict"),
+    ("low", "high", "better", "finding"),
     [
         (1.1, 1.2, "lower", "worse"),
         (1.1, 1.2, "higher", "better"),
         (0.8, 0.9, "lower", "better"),
         (0.8, 0.9, "higher", "worse"),
-        (0.9, 1.1, "lower", "no"),
+        (0.9, 1.1, "lower", "no difference found"),
     ],
 )
-def test_which_way_is_worse(low: float, high: float, better: str, verdict: str) -> None:
-    comparison = Comparison((low + high) / 2, low, high, 0.95, 10)
-    assert verdict_of(comparison, better) == verdict  # type: ignore[arg-type]
+def test_which_way_is_worse(low: float, high: float, better: Better, finding: str) -> None:
+    assert Comparison((low + high) / 2, low, high, 0.95, 10).finding(better) == finding
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadLoad, match="no runs in it"):
-        recorded(tmp_path)
+        recorded(tmp_path, tmp_path)
+
+
+def one_run(date: str, ttft: float, failing: int = 0, tokens: int = 2) -> RunResult:
+    records = [
+        Record(
+            number=number,
+            planned_prompt_tokens=8,
+            planned_output_tokens=2,
+            intended=float(number),
+            sent=float(number),
+            tokens=() if number < failing else (number + ttft, number + ttft + 0.1),
+            finished=number + ttft + 0.1,
+            error="status 503" if number < failing else "",
+            prompt_tokens=8,
+            output_tokens=tokens,
+            cached_tokens=0,
+        )
+        for number in range(20)
+    ]
+    result = summary(records, Asked(open_loop=True, hit_ratio=0.0))
+    return msgspec.structs.replace(result, environment={"date": date})
+
+
+def kept(folder: Path, side: str, runs: Sequence[RunResult]) -> Path:
+    for number, run in enumerate(runs):
+        write_run(folder / side / f"{number}", run, [])
+    return folder / side
+
+
+def in_turns(folder: Path, **of_b: int) -> tuple[Path, Path]:
+    dates = [f"2026-01-31T12:{minute:02}:00+00:00" for minute in range(16)]
+    a = [one_run(date, 0.2 + n * 1e-4) for n, date in enumerate(dates[::2])]
+    b = [one_run(date, 0.1 + n * 1e-4, **of_b) for n, date in enumerate(dates[1::2])]
+    return kept(folder, "a", a), kept(folder, "b", b)
+
+
+def compared(a: Path, b: Path, out: Path) -> int:
+    return main(["compare", str(a), str(b), "--out", str(out)])
+
+
+def test_recorded_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compared(*in_turns(tmp_path), tmp_path / "out") == 0
+    assert "VALID: B is better than A" in capsys.readouterr().out
+
+
+def test_a_server_that_fails_is_not_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compared(*in_turns(tmp_path, failing=6), tmp_path / "out") == 1
+    assert "30.0% of B's" in capsys.readouterr().out
+
+
+def test_a_server_that_says_less_is_not_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compared(*in_turns(tmp_path, tokens=1), tmp_path / "out") == 1
+    assert "A's answers had 2.0 tokens" in capsys.readouterr().out
+
+
+def test_runs_of_different_days_are_no_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = kept(tmp_path, "a", [one_run(f"2026-01-30T12:0{n}:00", 0.2) for n in range(8)])
+    b = kept(tmp_path, "b", [one_run(f"2026-01-31T12:0{n}:00", 0.1) for n in range(8)])
+    assert compared(a, b, tmp_path / "out") == 2
+    assert "not made in turns" in capsys.readouterr().err
+
+
+def test_a_run_without_a_partner_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = in_turns(tmp_path)
+    shutil.rmtree(a / "3")
+    assert compared(a, b, tmp_path / "out") == 2
+    assert "without a partner of their name: 3" in capsys.readouterr().err
+
+
+def test_a_client_that_was_the_limit_is_said() -> None:
+    def step(rate: float, lag: float, kept: bool) -> Step:
+        records = [
+            Record(
+                number=number,
+                planned_prompt_tokens=8,
+                planned_output_tokens=1,
+                intended=number / rate,
+                sent=number / rate + lag,
+                tokens=(number / rate + lag + 0.02,),
+                finished=number / rate + lag + 0.02,
+                prompt_tokens=8,
+                cached_tokens=0,
+            )
+            for number in range(1200)
+        ]
+        asked = Asked(open_loop=True, hit_ratio=0.0, slo=slo.parse("ttft=500"))
+        return Step(rate, summary(records, asked), saturated=False, kept=kept)
+
+    search = RateSearch(100.0)
+    search.note(100.0, True)
+    search.note(105.0, False)
+    verdict = _result([step(100.0, 0.0, True), step(105.0, 2.0, False)], search, {}).verdict
+    assert not verdict.valid
+    assert "at 105 per second the client was late" in verdict.sentence
+
+
+def test_credentials_in_an_address_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "http://user:secret@127.0.0.1:1"]) == 2
+    assert "secret" not in capsys.readouterr().err
 
 
 def test_a_mix_of_recorded_tenants_takes_no_other_load() -> None:

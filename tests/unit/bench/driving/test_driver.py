@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from bench.client import Timeline, failed
+from bench.driving import frames
 from bench.driving.driver import Driver, conversations
 from bench.driving.fleet import shared_out
 from bench.driving.target import Target
@@ -55,7 +57,11 @@ class FakeServer:
             prompt_tokens=planned.prompt_tokens,
             completion_tokens=2,
             cached_tokens=7,
-            usage={"prompt_tokens": planned.prompt_tokens, "completion_tokens": 2},
+            usage={
+                "prompt_tokens": planned.prompt_tokens,
+                "completion_tokens": 2,
+                "prompt_tokens_details": {"cached_tokens": 7},
+            },
             headers={"x-kvferry-path": "disaggregated"},
             first_byte=now,
             text=f"answer {planned.number}",
@@ -119,6 +125,43 @@ def test_a_conversation_ends_with_its_first_failed_answer() -> None:
     assert [number for number, _ in server.asked] == [0, 3]
 
 
+def test_turns_behind_a_failure_leave_records() -> None:
+    whole = schedule(pacing="users", users=1, turns=3, requests=6)
+    _, records = run(whole, "s", FakeServer("refused"))
+    assert sorted(record.number for record in records) == list(range(6))
+    assert [record.error for record in records].count("not sent: an earlier turn failed") == 4
+
+
+@pytest.mark.parametrize(
+    ("usage", "trailer"),
+    [
+        ({"prompt_tokens": 2**65}, {}),
+        ({"completion_tokens": -5}, {}),
+        ({"prompt_tokens": True}, {}),
+        ({}, {"cached": {"gpu": 1e300}}),
+        ({}, {"stages": {"queue": 10**400}}),
+        ({}, {"stages": {"queue": float("nan")}}),
+        ({}, {"stages": [], "cached": "all"}),
+    ],
+)
+def test_a_servers_strange_numbers_are_left_out(
+    usage: dict[str, object], trailer: dict[str, object]
+) -> None:
+    class Odd(FakeServer):
+        async def send(
+            self, planned: Planned, body: bytes, intended: float, keep_text: bool
+        ) -> Timeline:
+            told = await super().send(planned, body, intended, keep_text)
+            return dataclasses.replace(told, usage=usage, trailer=trailer)
+
+    _, (record,) = run(schedule(requests=1), "s", Odd())
+    frames.encode(frames.Progress((record,), 1, 0))
+    assert (record.prompt_tokens, record.output_tokens) == (None, None)
+    assert record.cached_tokens is None
+    assert not record.stages
+    assert not record.tiers
+
+
 def test_users_never_have_more_than_their_number_in_flight() -> None:
     server = driven(schedule(pacing="users", users=4, requests=40))
     assert server.most_at_once == 4
@@ -158,6 +201,15 @@ def test_shares_keep_conversations_whole_and_lose_nothing() -> None:
     assert numbers == list(range(31))
     places = [{planned.conversation for planned in share.requests} for share in shares]
     assert not places[0] & places[1] | places[0] & places[2] | places[1] & places[2]
+
+
+@pytest.mark.parametrize(("users", "count"), [(1, 2), (3, 4), (3, 2), (5, 3)])
+def test_every_share_has_requests_in_proportion_to_its_users(users: int, count: int) -> None:
+    whole = schedule(pacing="users", users=users, requests=60)
+    shares = shared_out(whole, count)
+    assert sum(share.in_flight for share in shares) == users
+    for share in shares:
+        assert len(share.requests) == 60 * share.in_flight // users
 
 
 def test_conversations_are_in_order_of_their_begin() -> None:

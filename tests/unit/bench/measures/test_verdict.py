@@ -49,7 +49,7 @@ def test_a_client_that_was_late_makes_a_run_invalid(lag: float, ttft: float, val
     assert told.valid == valid
     if not valid:
         (reason,) = told.reasons
-        assert f"schedule lag p50 {lag * 1000:.2f} ms" in reason
+        assert f"schedule lag p90 {lag * 1000:.2f} ms" in reason
         assert f"allowed are {max(1, ttft * 50):.2f} ms" in reason
         assert told.sentence == f"INVALID: {reason}."
 
@@ -82,7 +82,7 @@ def test_users_wait_for_answers_so_they_are_never_late() -> None:
 
 
 def test_a_run_that_was_stopped_is_invalid() -> None:
-    assert verdict(record(), interrupted=True).reasons == ("it was stopped before its end",)
+    assert verdict(record(), stopped="it was stopped").reasons == ("it was stopped",)
 
 
 def hits(cached: list[int | None], **asked: Any) -> RunResult:
@@ -151,7 +151,7 @@ def test_failed_requests_and_uncounted_prompts_are_in_no_hit_ratio() -> None:
 
 
 def test_all_that_is_wrong_is_told_in_one_sentence() -> None:
-    told = verdict(*late(2.0), hit_ratio=0.5, interrupted=True)
+    told = verdict(*late(2.0), hit_ratio=0.5, stopped="it was stopped before its end")
     assert len(told.reasons) == 3
     assert told.sentence == f"INVALID: {'; '.join(told.reasons)}."
 
@@ -196,7 +196,7 @@ asked_runs = st.builds(
     hit_ratio=st.floats(0, 0.999),
     slo=st.none() | st.builds(Slo, name=st.just("own"), ttft_ms=st.none() | st.floats(0, 1e6)),
     server_hits=st.none() | st.floats(0, 1),
-    interrupted=st.booleans(),
+    stopped=st.sampled_from(["", "it was stopped"]),
 )
 
 
