@@ -1,1 +1,1 @@
-"""The latency harness: a client of the HTTP API that measures kvferry beside its peers."""
+"""The latency harness: measures any server that speaks the OpenAI API, kvferry among them."""

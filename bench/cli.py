@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except BenchError as error:
-        sys.stderr.write(f"kvferry bench: {error}\n")
+        # A server's own words may be in it; none of them is to move the cursor.
+        told = "".join(one if one.isprintable() else " " for one in str(error))
+        sys.stderr.write(f"kvferry bench: {told}\n")
         return 2
     except KeyboardInterrupt:
         return 130

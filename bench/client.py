@@ -7,7 +7,6 @@ delay instead of hiding it.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import time
 from collections.abc import Mapping
@@ -21,9 +20,9 @@ import msgspec
 
 from bench.errors import Malformed, RequestFailed
 from bench.events import EventReader, Outcome
-from bench.http import Pool, Target
+from bench.http import Address, Pool
 
-__all__ = ["Body", "Client", "Endpoint", "RequestFailed", "Timeline", "at", "failed"]
+__all__ = ["Body", "Client", "Endpoint", "Timeline", "failed"]
 
 Body = Mapping[str, Any]
 
@@ -107,7 +106,7 @@ class Client:
         """
         self._pool = Pool(seconds, tls)
         self._trailer = trailer
-        self._heads: dict[tuple[object, ...], tuple[Target, bytes]] = {}
+        self._heads: dict[tuple[object, ...], tuple[Address, bytes]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,8 +152,8 @@ class Client:
         sent = time.monotonic()
         error = ""
         try:
-            target, request = self._request(endpoint, "POST", path, content)
-            await self._pool.exchange(target, request, answer)
+            address, request = self._request(endpoint, "POST", path, content)
+            await self._pool.exchange(address, request, answer)
             answer.finish()
         except RequestFailed as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -181,8 +180,8 @@ class Client:
     async def _call(self, endpoint: Endpoint, method: str, path: str, content: bytes) -> bytes:
         answer = _Whole()
         try:
-            target, request = self._request(endpoint, method, path, content)
-            await self._pool.exchange(target, request, answer)
+            address, request = self._request(endpoint, method, path, content)
+            await self._pool.exchange(address, request, answer)
         except RequestFailed as error:
             raise RequestFailed(f"{method} {path}: {type(error).__name__}: {error}") from None
         got = b"".join(answer.pieces)
@@ -193,20 +192,20 @@ class Client:
 
     def _request(
         self, endpoint: Endpoint, method: str, path: str, content: bytes
-    ) -> tuple[Target, bytes]:
+    ) -> tuple[Address, bytes]:
         key = (method, path, endpoint.base, endpoint.socket, *endpoint.headers.items())
         known = self._heads.get(key)
         if known is None:
             if len(self._heads) >= _MOST_HEADS:
                 self._heads.clear()
             known = self._heads[key] = _head(endpoint, method, path)
-        target, head = known
-        return target, b"%b%d\r\n\r\n%b" % (head, len(content), content)
+        address, head = known
+        return address, b"%b%d\r\n\r\n%b" % (head, len(content), content)
 
 
-def _head(endpoint: Endpoint, method: str, path: str) -> tuple[Target, bytes]:
+def _head(endpoint: Endpoint, method: str, path: str) -> tuple[Address, bytes]:
     """The request's head up to the length of its body. Raises Malformed."""
-    target, host, prefix = _place(endpoint)
+    address, host, prefix = _place(endpoint)
     headers = {"host": host, "content-type": "application/json", **endpoint.headers}
     lines = [f"{method} {prefix}{path} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -214,13 +213,13 @@ def _head(endpoint: Endpoint, method: str, path: str) -> tuple[Target, bytes]:
         if "\r" in line or "\n" in line:
             raise Malformed(f"a line break in {line[:80]!r}")
     try:
-        return target, "\r\n".join([*lines, "content-length: "]).encode("latin-1")
+        return address, "\r\n".join([*lines, "content-length: "]).encode("latin-1")
     except UnicodeEncodeError as error:
         raise Malformed(f"the path or a header cannot be sent: {error}") from None
 
 
-def _place(endpoint: Endpoint) -> tuple[Target, str, str]:
-    """Its target, the Host header and the path before the API's. Raises Malformed."""
+def _place(endpoint: Endpoint) -> tuple[Address, str, str]:
+    """Its address, the Host header and the path before the API's. Raises Malformed."""
     try:
         parts = urlsplit(endpoint.base)
         port = parts.port
@@ -229,8 +228,8 @@ def _place(endpoint: Endpoint) -> tuple[Target, str, str]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Malformed(f"{endpoint.base} is no http:// or https:// address")
     secure = parts.scheme == "https"
-    target = Target(parts.hostname, port or (443 if secure else 80), secure, endpoint.socket)
-    return target, parts.netloc.rpartition("@")[2], parts.path.rstrip("/")
+    address = Address(parts.hostname, port or (443 if secure else 80), secure, endpoint.socket)
+    return address, parts.netloc.rpartition("@")[2], parts.path.rstrip("/")
 
 
 def _object(path: str, answer: bytes) -> Mapping[str, Any]:
@@ -312,15 +311,3 @@ class _Streamed:
         if self._status != 200:
             return f"status {self._status}: {self._refusal[:_SHOWN].decode(errors='replace')}"
         return self._outcome.ended()
-
-
-async def at(moment: float) -> float:
-    """Sleep until ``moment`` of the monotonic clock; returns it, the intended time.
-
-    Never returns early: an event loop may round a sleep down by half a millisecond.
-    """
-    left = moment - time.monotonic()
-    while left > 0:
-        await asyncio.sleep(left)
-        left = moment - time.monotonic()
-    return moment

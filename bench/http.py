@@ -27,7 +27,7 @@ _OWN_LIMITS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL}
 
 
 @dataclass(frozen=True)
-class Target:
+class Address:
     """Where connections go; ``socket`` a Unix socket's path, which then counts alone."""
 
     host: str
@@ -225,17 +225,17 @@ class Pool:
         """``seconds``: for one exchange with its connecting. ``context``: TLS, else the default."""
         self._seconds = seconds
         self._context = context
-        self._idle: dict[Target, list[_Connection]] = {}
+        self._idle: dict[Address, list[_Connection]] = {}
         self._open: set[_Connection] = set()
 
-    async def exchange(self, target: Target, request: bytes, answer: Answer) -> None:
+    async def exchange(self, address: Address, request: bytes, answer: Answer) -> None:
         """Send ``request``, a whole HTTP/1.1 request, and pass the answer on as it comes.
 
         A kept connection that the server had closed is replaced once, if no byte of the answer had
         come. Raises RequestFailed.
         """
         end = time.monotonic() + self._seconds
-        idle = self._idle.setdefault(target, [])
+        idle = self._idle.setdefault(address, [])
         kept = idle.pop() if idle else None
         if kept is not None and not kept.closing:
             try:
@@ -243,7 +243,7 @@ class Pool:
             except Cut as error:
                 if error.answered:
                     raise
-        connection = await self._connect(target, idle)
+        connection = await self._connect(address, idle)
         return await connection.exchange(request, answer, end - time.monotonic())
 
     async def close(self) -> None:
@@ -258,28 +258,30 @@ class Pool:
         """How many are open, idle ones too."""
         return len(self._open)
 
-    async def _connect(self, target: Target, idle: list[_Connection]) -> _Connection:
+    async def _connect(self, address: Address, idle: list[_Connection]) -> _Connection:
         connection = _Connection(idle, self._open)
         try:
             async with asyncio.timeout(min(_CONNECT_SECONDS, self._seconds)):
-                await self._open_transport(target, connection)
+                await self._open_transport(address, connection)
         except TimeoutError:
             connection.abort()
-            raise Unreachable(f"cannot connect to {_told(target)}: no answer") from None
+            raise Unreachable(f"cannot connect to {_told(address)}: no answer") from None
         except (OSError, UnicodeError) as error:
             own = f" ({EXHAUSTED})" if getattr(error, "errno", 0) in _OWN_LIMITS else ""
-            raise Unreachable(f"cannot connect to {_told(target)}: {error}{own}") from None
+            raise Unreachable(f"cannot connect to {_told(address)}: {error}{own}") from None
         return connection
 
-    async def _open_transport(self, target: Target, connection: _Connection) -> None:
+    async def _open_transport(self, address: Address, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
-        context = self._tls() if target.secure else None
-        if target.socket is None:
-            await loop.create_connection(lambda: connection, target.host, target.port, ssl=context)
+        context = self._tls() if address.secure else None
+        if address.socket is None:
+            await loop.create_connection(
+                lambda: connection, address.host, address.port, ssl=context
+            )
         else:
-            name = target.host if target.secure else None
+            name = address.host if address.secure else None
             await loop.create_unix_connection(
-                lambda: connection, str(target.socket), ssl=context, server_hostname=name
+                lambda: connection, str(address.socket), ssl=context, server_hostname=name
             )
 
     def _tls(self) -> ssl.SSLContext:
@@ -288,5 +290,5 @@ class Pool:
         return self._context
 
 
-def _told(target: Target) -> str:
-    return str(target.socket) if target.socket else f"{target.host}:{target.port}"
+def _told(address: Address) -> str:
+    return str(address.socket) if address.socket else f"{address.host}:{address.port}"

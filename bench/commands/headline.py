@@ -15,14 +15,12 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from bench.environment import cpu_model, default_model, fast_dtype
 from bench.headline import publishing, report
 from bench.headline.amounts import varied
 from bench.headline.bounds import Verdict
 from bench.headline.measuring import FEWEST_ROUNDS, NAMES, SYSTEMS, check, measure, plan
-from bench.reporting.files import write_whole
+from bench.reporting.files import write_json
 
 EXAMPLE = "kvferry bench headline --json out.json --only miss --rounds 1"
 
@@ -80,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
-    write_whole(options.json, msgspec.json.format(msgspec.json.encode(taken), indent=1) + b"\n")
+    write_json(options.json, taken)
     if options.publish is not None:
         publishing.publish(options.publish, taken)
     verdicts = [Verdict(**each) for each in taken["verdicts"]]

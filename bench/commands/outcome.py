@@ -13,7 +13,7 @@ import msgspec
 from bench import environment
 from bench.records import Record
 from bench.reporting.document import Document
-from bench.reporting.files import write_run, write_whole
+from bench.reporting.files import write_json, write_run, write_whole
 from bench.reporting.page import render_page
 from bench.reporting.run_report import run_document
 from bench.reporting.text import render_text
@@ -60,8 +60,3 @@ def deliver_document(
 def folder_for(command: str) -> Path:
     """A folder of its own for a result, named by the time."""
     return RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{command}"
-
-
-def write_json(path: Path, result: RunResult | CommandResult) -> None:
-    """The result alone, indented."""
-    write_whole(path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from bench import counters
-from bench.client import Client, Endpoint, RequestFailed
+from bench.client import Client, Endpoint
 from bench.driving.fleet import Fleet, LoadFailed, Watch
 from bench.driving.target import Target
+from bench.errors import RequestFailed
 from bench.load.schedule import Schedule
 from bench.measures.summary import Asked, summary
 from bench.records import Record
@@ -76,10 +77,7 @@ async def _prepare(plan: RunPlan, fleet: Fleet) -> None:
     ahead = plan.schedule.before
     if not ahead:
         return
-    alone = msgspec.structs.replace(
-        plan.schedule, pacing="users", in_flight=1, before=(), requests=ahead
-    )
-    records = await fleet.run(plan.target, alone, plan.salt, lambda *_: None)
+    records = await fleet.run(plan.target, plan.schedule.ahead(), plan.salt, lambda *_: None)
     if fleet.stopped:
         return
     if len(records) < len(ahead):

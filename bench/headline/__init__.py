@@ -1,1 +1,1 @@
-"""The first benchmark: kvferry beside a plain vLLM engine and vLLM's own NIXL pair."""
+"""The reference benchmark: kvferry beside vLLM, vLLM's NIXL pair and vLLM with LMCache."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bench.client import RequestFailed, Timeline
+from bench.client import Timeline
 from bench.driving.driver import Driver
+from bench.errors import RequestFailed
 from bench.launchers.system import MODEL_NAME, System
 from bench.load.schedule import Planned, Schedule
 from bench.load.workload import Workload, build
@@ -45,10 +46,8 @@ async def loaded(system: System, workload: Workload, salt: str) -> list[Record]:
     """The measured requests' records. Raises RequestFailed if the caches cannot be prepared."""
     schedule = build(workload)
     if schedule.before:
-        ahead = msgspec.structs.replace(
-            schedule, pacing="users", in_flight=1, requests=schedule.before, before=()
-        )
-        if failed := [one for one in await _driven(system, ahead, salt) if one.error]:
+        primed = await _driven(system, schedule.ahead(), salt)
+        if failed := [one for one in primed if one.error]:
             raise RequestFailed(f"{system.name}: priming failed: {failed[0].error}")
     return await _driven(system, schedule, salt)
 

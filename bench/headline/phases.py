@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.client import RequestFailed
+from bench.errors import RequestFailed
 from bench.headline.amounts import Amounts
 from bench.headline.part import MeasureFailed, Part
 from bench.headline.turn import Turn

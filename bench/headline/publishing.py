@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from bench.errors import BenchError
 from bench.reporting.document import Bars, BarSeries, Ecdf, Plot, Samples
-from bench.reporting.files import write_whole
+from bench.reporting.files import write_json, write_whole
 from bench.reporting.svg import standalone_svg
 from bench.statistics import median
 
@@ -41,9 +39,9 @@ WORDS = {
     "greedy_equal_bf16": "the same in bfloat16",
     "itl_p99_vs_aggregated": "mixed load: ITL p99 / two plain engines",
     "ttft_p50_vs_aggregated": "mixed load: TTFT p50 / two plain engines",
-    "soak_errors": "20 clients: errors",
-    "soak_leaked_blocks": "20 clients: leaked blocks and locks",
-    "soak_rss_growth": "20 clients: growth of the fastest-growing process, 2 minutes",
+    "soak_errors": "{soak_clients} clients for {soak_seconds:g} s: errors",
+    "soak_leaked_blocks": "the same: leaked blocks and locks",
+    "soak_rss_growth": "the same: growth of the process that grew most",
 }
 
 
@@ -59,8 +57,7 @@ def publish(clone: Path, result: Mapping[str, Any]) -> None:
     except OSError as error:
         raise CannotPublish(f"{readme}: {error.strerror}") from None
     written = replaced(page, section(result))
-    encoded = msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
-    write_whole(clone / RESULT, encoded)
+    write_json(clone / RESULT, result)
     for name, plot in plots(result).items():
         write_whole(clone / RESULTS / name, standalone_svg(plot).encode())
     write_whole(readme, written.encode())
@@ -77,7 +74,7 @@ def replaced(page: str, text: str) -> str:
 
 def section(result: Mapping[str, Any]) -> str:
     """What README says of ``result``, Markdown."""
-    parts = [_how(result), _table(result["verdicts"])]
+    parts = [_how(result), _table(result["verdicts"], result["workload"])]
     if systems := _systems(result):
         parts.append(systems)
     parts += [f"![{plot.title}]({RESULTS / name})" for name, plot in plots(result).items()]
@@ -94,15 +91,15 @@ def plots(result: Mapping[str, Any]) -> dict[str, Plot]:
         Samples(NAMES[system], [ttft for one in rounds.values() for ttft in one["ttfts_ms"]])
         for system, rounds in reuse.items()
     ]
-    stalls = [max(one["itl_ms"]["p99"] for one in rounds.values()) for rounds in reuse.values()]
+    gaps = [
+        BarSeries(f"ITL {rank}", [_median_of(rounds, "itl_ms", rank) for rounds in reuse.values()])
+        for rank in ("p50", "p99")
+    ]
     share = f"{result['workload']['reuse_fraction']:.0%}"
     return {
         "headline-ttft.svg": Ecdf(f"TTFT, {share} of each prompt cached", ttfts, "TTFT, ms", True),
         "headline-itl.svg": Bars(
-            "ITL p99 under the same load",
-            [NAMES[system] for system in reuse],
-            [BarSeries("ITL p99", stalls)],
-            "ms",
+            "ITL under the same load", [NAMES[system] for system in reuse], gaps, "ms"
         ),
     }
 
@@ -116,14 +113,16 @@ def _how(result: Mapping[str, Any]) -> str:
         f"{result['metrics']['total_minutes']:.0f} minutes ([JSON]({RESULT})). "
     )
     if varied:
+        told += f"Asked with `--set {varied}`. "
+    if not result["specified_workload"]:
         told += (
-            f"Less was asked than is specified, so the bounds are there to compare with: "
-            f"`--set {varied}`. "
+            "That is not the load the bounds were set for, nor the machine: they are there to "
+            "compare with. "
         )
     return told + "Ratios are taken within a round; their median is shown."
 
 
-def _table(verdicts: Sequence[Mapping[str, Any]]) -> str:
+def _table(verdicts: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]) -> str:
     rows = ["| | measured | bound | |", "|---|---|---|---|"]
     for one in verdicts:
         if one["metric"] not in WORDS:
@@ -132,7 +131,8 @@ def _table(verdicts: Sequence[Mapping[str, Any]]) -> str:
         value = "–" if one["value"] is None else f"{one['value']:.3g}"
         outcome = {"PASS": "kept", "FAIL": "**short**", "not measured": "not measured"}
         rows.append(
-            f"| {WORDS[one['metric']]} | {value} | {bound} | {outcome.get(one['outcome'], '')} |"
+            f"| {WORDS[one['metric']].format(**asked)} | {value} | {bound} | "
+            f"{outcome.get(one['outcome'], '')} |"
         )
     return "\n".join(rows)
 
@@ -154,20 +154,26 @@ def _systems(result: Mapping[str, Any]) -> str:
     rows = [
         load,
         "",
-        "| | TTFT p50 | TTFT p95 | ITL p50 | ITL p99 | hits |",
-        "|---|---|---|---|---|---|",
+        "| | TTFT p50 | ITL p50 | ITL p99 | hits |",
+        "|---|---|---|---|---|",
     ]
     for system, rounds in reuse.items():
         figures = [
-            median([one[kind][rank] for one in rounds.values()])
-            for kind, rank in (
-                ("ttft_ms", "p50"), ("ttft_ms", "p95"), ("itl_ms", "p50"), ("itl_ms", "p99"),
-            )
-        ]  # fmt: skip
+            _median_of(rounds, "ttft_ms", "p50"),
+            _median_of(rounds, "itl_ms", "p50"),
+            _median_of(rounds, "itl_ms", "p99"),
+        ]
+        told = " | ".join("too few" if one is None else f"{one:,.0f}" for one in figures)
         hits = median([one["hit_ratio"] for one in rounds.values()])
-        told = " | ".join(f"{figure:,.0f}" for figure in figures)
         rows.append(f"| {NAMES[system]} | {told} | {hits:.1%} |")
     return "\n".join(rows)
+
+
+def _median_of(rounds: Mapping[str, Any], kind: str, rank: str) -> float | None:
+    """Over the rounds; None for a 99th percentile of too few gaps."""
+    if rank == "p99" and not all(one["enough_for_p99"] for one in rounds.values()):
+        return None
+    return median([one[kind][rank] for one in rounds.values()])
 
 
 def _reuse(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

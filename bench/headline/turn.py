@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench import processes
-from bench.client import RequestFailed, Timeline
+from bench.client import Timeline
 from bench.counters import CacheCounters
+from bench.errors import RequestFailed
 from bench.headline.amounts import Amounts
 from bench.launchers.system import MODEL_NAME, System
 from bench.prompts import Prompt, PromptSource

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import counters, processes
-from bench.client import Client, Endpoint, RequestFailed
+from bench.client import Client, Endpoint
+from bench.errors import RequestFailed
 from bench.launchers.system import MODEL_NAME, START_SECONDS, Setting
 from bench.processes import Child, StartFailed
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import counters, processes
-from bench.client import Body, Client, Endpoint, RequestFailed, Timeline
+from bench.client import Body, Client, Endpoint, Timeline
 from bench.counters import CacheCounters
+from bench.errors import RequestFailed
 from bench.launchers.engine import reset
 from bench.launchers.system import MODEL_NAME, START_SECONDS, Setting
 from bench.processes import Child, StartFailed

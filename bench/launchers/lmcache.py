@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import processes
-from bench.client import Body, Client, Endpoint, RequestFailed, Timeline
-from bench.counters import CacheCounters
+from bench.client import Client, Endpoint
+from bench.errors import RequestFailed
 from bench.launchers.engine import Engine, start_all
+from bench.launchers.lanes import Lanes
 from bench.launchers.system import START_SECONDS, Setting
 from bench.processes import Child
 
@@ -24,15 +25,15 @@ CHUNK_TOKENS = 256
 _QUIET = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1"}
 
 
-class LMCachePair:
-    """``lane`` deals requests round robin: lane 0 is always the engine on core 0."""
+class LMCachePair(Lanes):
+    """See Lanes. The engines forget, the tier does not."""
 
     name = "lmcache"
 
     def __init__(self, setting: Setting, client: Client) -> None:
+        engines = [Engine(f"lmcache-{core}", core, setting, client) for core in (0, 1)]
+        super().__init__(engines, client)
         self._setting = setting
-        self._client = client
-        self._engines = [Engine(f"lmcache-{core}", core, setting, client) for core in (0, 1)]
         self._port, self._http_port = setting.first_port + 60, setting.first_port + 61
         self._server: Child | None = None
 
@@ -53,31 +54,10 @@ class LMCachePair:
             await processes.stop(self._server)
             self._server = None
 
-    async def stream(self, body: Body, intended: float, lane: int = 0) -> Timeline:
-        """See System."""
-        return await self._client.stream(self._engine(lane).endpoint, body, intended)
-
-    async def complete(self, body: Body, lane: int = 0) -> Mapping[str, Any]:
-        """See System."""
-        return await self._client.post(self._engine(lane).endpoint, "/v1/completions", body)
-
-    async def forget(self) -> None:
-        """Both engines decode; both forget. The tier does not."""
-        for engine in self._engines:
-            await engine.reset()
-
-    async def counters(self) -> Mapping[str, CacheCounters]:
-        """The engine of lane 0 is the one measured alone."""
-        first, second = self._engines
-        return {"decode": await first.counters(), "idle": await second.counters()}
-
     def children(self) -> Sequence[Child]:
         """See System."""
         server = [self._server] if self._server is not None else []
         return [*server, *(engine.child for engine in self._engines)]
-
-    def _engine(self, lane: int) -> Engine:
-        return self._engines[lane % len(self._engines)]
 
     async def _start_server(self) -> None:
         command = [

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.client import Body, Client, RequestFailed, Timeline, failed
+from bench.client import Body, Client, Timeline, failed
 from bench.counters import CacheCounters
+from bench.errors import RequestFailed
 from bench.launchers.engine import Engine, start_all
 from bench.launchers.system import Setting
 from bench.processes import Child

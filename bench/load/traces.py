@@ -1,4 +1,4 @@
-"""Public traces as schedules: Mooncake's and Azure's requests, ServeGen's tenants.
+"""Public traces as schedules: Mooncake's and Azure's requests.
 
 Lengths can be scaled, block by block, so that requests which shared a prefix still do.
 """

@@ -41,7 +41,7 @@ def write_run(folder: Path, result: RunResult, records: Sequence[Record]) -> Non
     write_whole(folder / REQUESTS, lines)
     write_whole(folder / SUMMARY, summary_csv(result).encode())
     write_whole(folder / REPORT, render_page(run_document(result, records)).encode())
-    write_whole(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    write_json(folder / RESULT, result)
 
 
 def read_run(folder: Path) -> tuple[RunResult, list[Record]]:
@@ -60,6 +60,11 @@ def summary_csv(result: RunResult) -> str:
     for name, told in result.latencies.items():
         writer.writerow([name, *(getattr(told, column) for column in _COLUMNS)])
     return text.getvalue()
+
+
+def write_json(path: Path, value: object) -> None:
+    """``value`` as indented JSON. Raises OSError."""
+    write_whole(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -68,7 +68,7 @@ async def _lags(settings: ClientSettings) -> Sequence[float]:
         start="cold",
         seed=settings.seed,
     )
-    told = await probed(StubConfig(), workload, warm=16)
+    told = await probed(StubConfig(itl_ms=settings.lag_itl_ms), workload, warm=16)
     return [(one.sent - one.intended) * 1e3 for one in told]
 
 

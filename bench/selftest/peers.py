@@ -8,6 +8,7 @@ last answer.
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 import tempfile
 from dataclasses import asdict
@@ -50,9 +51,10 @@ async def measure_peers(settings: PeerSettings, say: Say) -> Measured:
     if not settings.guidellm.exists():
         raise SelftestFailed(ADVICE)
     rates: dict[str, dict[int, float]] = {name: {} for name in _CLIENTS}
+    source = random.Random(settings.seed)
     for number in range(1, settings.rounds + 1):
-        for name, measure in _CLIENTS.items():
-            rate = await measure(settings)
+        for name in source.sample(tuple(_CLIENTS), len(_CLIENTS)):
+            rate = await _CLIENTS[name](settings)
             rates[name][number] = rate
             say(f"round {number} of {settings.rounds}: {name} {rate:.0f} requests/s")
     ours = rates["kvferry"]
@@ -79,7 +81,7 @@ async def _kvferry(settings: PeerSettings) -> float:
         start="cold",
         seed=settings.seed,
     )
-    told = await probed(StubConfig(), workload, warm=0)
+    told = await probed(StubConfig(itl_ms=settings.itl_ms), workload, warm=0)
     span = max(one.finished for one in told) - min(one.sent for one in told)
     return len(told) / span
 
@@ -104,7 +106,7 @@ async def _vllm_bench(settings: PeerSettings) -> float:
         folder = Path(name)
         command = [sys.executable, "-c", _VLLM, "--save-result", "--disable-tqdm"]
         command += [f"--{option}={value}" for option, value in options.items()]
-        async with running_stub(StubConfig()) as base:
+        async with running_stub(StubConfig(itl_ms=settings.itl_ms)) as base:
             command += [f"--base-url={base}", f"--result-dir={folder}"]
             await finished("vllm-bench", command, _ENVIRON, folder, _SECONDS)
         told = msgspec.json.decode((folder / "vllm.json").read_bytes(), type=_VllmResult)
@@ -115,7 +117,7 @@ async def _guidellm(settings: PeerSettings) -> float:
     count = settings.requests["guidellm"]
     with tempfile.TemporaryDirectory(prefix="kvferry-selftest-") as name:
         folder = Path(name)
-        async with running_stub(StubConfig()) as base:
+        async with running_stub(StubConfig(itl_ms=settings.itl_ms)) as base:
             groups: dict[str, dict[str, object]] = {
                 "backend": {
                     "kind": "openai_http",

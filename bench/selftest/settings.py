@@ -27,7 +27,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """Two open-loop loads. The lag's stub answers at once. The bias's stub streams slowly enough
+    """Two open-loop loads. The lag's stub sends each token by itself, as servers do, but soon. The
+    bias's stub streams slowly enough
     that its rate keeps ``bias_streams`` under way at once; the seconds it takes until they are, are
     left out.
     """
@@ -35,6 +36,7 @@ class ClientSettings:
     lag_rate: float = 500.0
     lag_seconds: float = 10.0
     lag_output_tokens: int = 8
+    lag_itl_ms: float = 1.0
     bias_streams: int = 200
     bias_ttft_ms: float = 50.0
     bias_itl_ms: float = 50.0
@@ -53,7 +55,8 @@ class ClientSettings:
 
 @dataclass(frozen=True)
 class PeerSettings:
-    """Closed loops of one ``concurrency`` against a stub without delays, each client on one core.
+    """Closed loops of one ``concurrency``, each client on one core, against a stub that sends a
+    token every ``itl_ms``: all of an answer at once would be less to read than servers send.
 
     ``requests``: by client, so many that each takes seconds. ``tokenizer``: a model's folder; the
     peers make their prompts with it. ``guidellm``: its program, in an environment of its own.
@@ -65,7 +68,8 @@ class PeerSettings:
     concurrency: int = 64
     prompt_tokens: int = 32
     output_tokens: int = 16
+    itl_ms: float = 1.0
     requests: Mapping[str, int] = field(
-        default_factory=lambda: {"kvferry": 12_000, "vllm_bench": 4_000, "guidellm": 1_000}
+        default_factory=lambda: {"kvferry": 8_000, "vllm_bench": 4_000, "guidellm": 1_000}
     )
     seed: int = 0

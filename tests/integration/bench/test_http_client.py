@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from bench import http
-from bench.client import Client, Endpoint, RequestFailed, Timeline
+from bench.client import Client, Endpoint, Timeline
+from bench.errors import RequestFailed
 from bench.http import LONGEST_HEAD
 from bench.stub import StubConfig, serve
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.load.workload import Workload
-from bench.selftest import ClientSettings, PeerSettings, SelftestFailed, measure_client
-from bench.selftest import measure_peers as peers
-from bench.selftest.client import probed
+from bench.selftest.client import measure_client, probed
 from bench.selftest.peers import ADVICE
+from bench.selftest.peers import measure_peers as peers
+from bench.selftest.settings import ClientSettings, PeerSettings, SelftestFailed
 from bench.stub import StubConfig
 
 SHORT = ClientSettings(

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from bench import counters
-from bench.client import Client, Endpoint, RequestFailed, Timeline
+from bench.client import Client, Endpoint, Timeline
+from bench.errors import RequestFailed
 from bench.stub import StubConfig, StubServer, serve
 from bench.stub.requests import asked
 from bench.stub.serving import factors

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bench.client import Client, Endpoint, RequestFailed, Timeline
+from bench.client import Client, Endpoint, Timeline
+from bench.errors import RequestFailed
 
 TOKEN = 'data: {"choices":[{"text":"%s"}]}\n\n'
 USAGE = (

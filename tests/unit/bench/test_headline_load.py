@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from bench.client import Body, RequestFailed, Timeline
+from bench.client import Body, Timeline
+from bench.errors import RequestFailed
 from bench.headline.load import loaded
 from bench.headline.parts.mixed import Load
 from bench.headline.parts.reuse import Reuse, Reused

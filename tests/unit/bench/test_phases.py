@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from bench.client import Body, RequestFailed, Timeline
+from bench.client import Body, Timeline
 from bench.counters import CacheCounters
+from bench.errors import RequestFailed
 from bench.headline.amounts import SPECIFIED, Amounts, BadSetting, differences, varied
 from bench.headline.part import ByRound, Judgement, MeasureFailed
 from bench.headline.parts.handover import after_prefill_ms

@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[3]
 
 def load(scale: float) -> dict[str, Any]:
     return {
-        "ttft_ms": {"p50": 100.0 * scale, "p95": 200.0 * scale},
+        "ttft_ms": {"p50": 100.0 * scale},
+        "enough_for_p99": True,
         "itl_ms": {"p50": 20.0, "p99": 40.0 * scale, "p100": 50.0},
         "hit_ratio": 0.3,
         "ttfts_ms": [100.0 * scale, 120.0],
@@ -62,8 +63,11 @@ def result(**changes: Any) -> dict[str, Any]:
             "reuse_prompt": 960,
             "reuse_output": 32,
             "reuse_fraction": 0.3,
+            "soak_clients": 7,
+            "soak_seconds": 60.0,
         },
         "rounds": 2,
+        "specified_workload": False,
         "dtype": "float32",
         "environment": {"date": "2026-01-31T12:00:00+00:00", "cores": 2, "cpu": "a processor"},
         "parts": {"reuse": {"kvferry": {1: load(1.0)}, "plain": {1: load(2.0), 2: load(4.0)}}},
@@ -84,9 +88,27 @@ def test_the_section_tells_figures_bounds_and_what_was_varied() -> None:
     assert "0.58 | ≤ 0.6 | kept" in text
     assert "– | ≥ 1 | not measured" in text
     assert "--set mixed_rate=0.2" in text
-    assert "| two vLLM engines | 300 | 600 | 20 | 120 | 30.0% |" in text
+    assert "| two vLLM engines | 300 | 20 | 120 | 30.0% |" in text
+    assert "not the load the bounds were set for" in text
     assert text.index("two vLLM engines") < text.index("| kvferry |")
     assert "headline-ttft.svg" in text
+
+
+def test_no_percentile_is_published_without_ten_samples_beyond_it() -> None:
+    few = {**load(1.0), "enough_for_p99": False}
+    text = section(result(parts={"reuse": {"kvferry": {1: few}}}))
+    assert "| kvferry | 100 | 20 | too few | 30.0% |" in text
+
+
+def test_the_loads_own_numbers_are_told() -> None:
+    verdict = {
+        "metric": "soak_errors", "value": 0.0, "kind": "at most", "limit": 0.0, "outcome": "PASS",
+    }  # fmt: skip
+    assert "| 7 clients for 60 s: errors | 0 | ≤ 0 | kept |" in section(result(verdicts=[verdict]))
+
+
+def test_the_specified_load_needs_no_excuse() -> None:
+    assert "bounds were set for" not in section(result(specified_workload=True, varied={}))
 
 
 def test_complaints_are_told() -> None:
