@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import os
 import signal
@@ -73,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    version = f"kvferry {importlib.metadata.version('kvferry')}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     up = _command(commands, "up", _up, "start everything on this machine and keep it up")
     up.add_argument("--prefill", type=int, metavar="N", help="number of prefill workers")

@@ -7,6 +7,7 @@ import gc
 import resource
 import signal
 import sys
+import time
 from asyncio import StreamReader, StreamWriter
 
 import uvloop
@@ -73,9 +74,11 @@ async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter, sto
         running = asyncio.create_task(driver.run(begin.at))
         stop.runs(running)
         while not running.done() or waiting:
+            due = time.monotonic() + TELL_SECONDS
             await asyncio.wait({running}, timeout=TELL_SECONDS)
+            late = None if running.done() else max(0.0, time.monotonic() - due)
             told, waiting[:] = tuple(waiting[:_AT_ONCE]), waiting[_AT_ONCE:]
-            await _tell(writer, frames.Progress(told, driver.sent, driver.in_flight))
+            await _tell(writer, frames.Progress(told, driver.sent, driver.in_flight, late))
         gc.enable()
     if not running.cancelled():
         running.result()

@@ -38,7 +38,8 @@ class Fleet:
     """Child processes that send loads, one load after the other.
 
     ``stopped``: why a load ended before its time; empty if none did since ``resume``. A stopped
-    fleet sends nothing more.
+    fleet sends nothing more. ``lateness``: seconds by which the children's event loops were late
+    during the last load, several samples a second.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -46,6 +47,7 @@ class Fleet:
         self._children: list[asyncio.subprocess.Process] = []
         self._stack = AsyncExitStack()
         self.stopped = ""
+        self.lateness: list[float] = []
         self._counts: dict[int, tuple[int, int]] = {}
 
     async def __aenter__(self) -> Self:
@@ -85,6 +87,7 @@ class Fleet:
         self._repeat_stop()
         records: list[Record] = []
         self._counts.clear()
+        self.lateness.clear()
         gathering = asyncio.gather(
             *(self._gather(number, records, watch) for number in range(len(self._children)))
         )
@@ -138,6 +141,8 @@ class Fleet:
                 return
             if isinstance(message, frames.Progress):
                 records += message.records
+                if message.late is not None:
+                    self.lateness.append(message.late)
                 self._counts[number] = (message.sent, message.in_flight)
                 sent, in_flight = map(sum, zip(*self._counts.values(), strict=True))
                 watch(message.records, sent, in_flight)

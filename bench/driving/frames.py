@@ -34,11 +34,15 @@ class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """From a child, several times a second: records that have come to be since the last."""
+    """From a child, several times a second: records that have come to be since the last.
+
+    ``late``: seconds by which its event loop was late to tell, None where it did not wait so long.
+    """
 
     records: tuple[Record, ...]
     sent: int
     in_flight: int
+    late: float | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

@@ -53,6 +53,7 @@ async def carry_out(plan: RunPlan, fleet: Fleet, watch: Watch) -> tuple[RunResul
         slo=plan.slo,
         server_hits=_hit_ratio(before, after),
         stopped=fleet.stopped,
+        loop_late=tuple(fleet.lateness),
     )
     result = summary(records, asked)
     return msgspec.structs.replace(result, schedule_sha256=plan.schedule.digest()), records

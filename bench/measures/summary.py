@@ -22,6 +22,10 @@ LAG_OF_TTFT = 0.05
 """The client's lag may be a millisecond at its 99th percentile (the 95th or 90th of fewer requests
 than that needs), or this fraction of the TTFT's median if that is more."""
 
+LOOP_FLOOR_SECONDS = 0.005
+"""Users and batches have no schedule; there the lateness of the client's event loop is judged by
+its 95th percentile, with a floor above what its timers are inexact by themselves."""
+
 HITS_OFF = 0.02
 """How far the achieved hit ratio may be from the intended one."""
 
@@ -29,13 +33,15 @@ HITS_OFF = 0.02
 @dataclass(frozen=True)
 class Asked:
     """What a run was to be. ``open_loop``: requests had times of their own. ``server_hits``: hit
-    ratio by the server's own counters, where its answers tell nothing."""
+    ratio by the server's own counters, where its answers tell nothing. ``stopped``: why the load
+    ended early. ``loop_late``: seconds by which the client's event loop was late, sampled."""
 
     open_loop: bool
     hit_ratio: float
     slo: Slo | None = None
     server_hits: float | None = None
     stopped: str = ""
+    loop_late: Sequence[float] = ()
 
 
 def summary(records: Sequence[Record], asked: Asked) -> RunResult:
@@ -218,15 +224,8 @@ def _verdict(
         reasons.append(asked.stopped)
     if any(EXHAUSTED in record.error for record in measured):
         reasons.append("the client had no more connections to give; --processes or fewer users")
-    if asked.open_loop and good:
-        rank = next((r for r in (99, 95) if supports_percentile(len(measured), r)), 90)
-        lag = percentile([record.lag for record in measured], rank)
-        ttft = percentile([record.service_ttft for record in good], 50)
-        if lag > (limit := max(LAG_FLOOR_SECONDS, LAG_OF_TTFT * ttft)):
-            reasons.append(
-                f"the client was late: schedule lag p{rank} {lag * 1000:.2f} ms, allowed are "
-                f"{limit * 1000:.2f} ms; more --processes or a lower rate help"
-            )
+    if good and (late := _late(measured, good, asked)):
+        reasons.append(f"{late}; more --processes or less load help")
     if hits.achieved is None:
         if good and hits.intended > HITS_OFF:
             reasons.append("the server told no cached tokens, so the hit ratio is not known")
@@ -234,7 +233,25 @@ def _verdict(
         reasons.append(f"the hit ratio was {hits.achieved:.1%} and meant to be {hits.intended:.1%}")
     if reasons:
         return Verdict(valid=False, sentence=f"INVALID: {'; '.join(reasons)}.", reasons=(*reasons,))
-    return Verdict(valid=True, sentence=_sentence(measured, good, asked))
+    untold = "" if hits.achieved is not None else " The server told no cached tokens."
+    return Verdict(valid=True, sentence=_sentence(measured, good, asked) + untold)
+
+
+def _late(measured: Sequence[Record], good: Sequence[Record], asked: Asked) -> str:
+    """How the client fell behind, if it did: its schedule, or, where it has none, its own loop."""
+    ttft = percentile([record.service_ttft for record in good], 50)
+    if asked.open_loop:
+        lags, name, floor = [record.lag for record in measured], "schedule", LAG_FLOOR_SECONDS
+        rank = next((r for r in (99, 95) if supports_percentile(len(measured), r)), 90)
+    else:
+        lags, name, floor = list(asked.loop_late), "loop", LOOP_FLOOR_SECONDS
+        rank = 95
+    if not lags or (lag := percentile(lags, rank)) <= (limit := max(floor, LAG_OF_TTFT * ttft)):
+        return ""
+    return (
+        f"the client was late: {name} lag p{rank} {lag * 1000:.2f} ms, allowed are "
+        f"{limit * 1000:.2f} ms"
+    )
 
 
 def _sentence(measured: Sequence[Record], good: Sequence[Record], asked: Asked) -> str:

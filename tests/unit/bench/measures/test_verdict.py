@@ -25,7 +25,7 @@ def late(lag: float, **changes: Any) -> list[Record]:
 
 
 def test_a_run_as_it_should_be_is_valid() -> None:
-    told = verdict(*(record(number) for number in range(4)))
+    told = verdict(*(record(number, cached_tokens=0) for number in range(4)))
     assert told == Verdict(
         valid=True,
         sentence="VALID: all 4 requests were answered, half of them with a first token within "
@@ -220,3 +220,18 @@ def test_any_records_have_a_summary_of_finite_numbers(run: list[Record], asked: 
     assert result.metrics["requests"] == sum(tenant.requests for tenant in result.tenants)
     if fairness := result.metrics.get("fairness"):
         assert 1 / len(result.tenants) - 1e-6 <= fairness <= 1 + 1e-6
+
+
+def test_users_are_judged_by_the_lateness_of_the_clients_loop() -> None:
+    calm, busy = (0.001,) * 39 + (0.2,), (0.001,) * 10 + (0.2,) * 10
+    assert verdict(record(), open_loop=False, loop_late=calm).valid
+    told = verdict(record(), open_loop=False, loop_late=busy)
+    assert "loop lag p95 200.00 ms" in told.sentence
+    assert verdict(record(), open_loop=True, loop_late=busy).valid  # it has a schedule to keep
+
+
+def test_a_server_that_tells_no_cached_tokens_is_said_to_tell_none() -> None:
+    run = summary([record()], Asked(open_loop=True, hit_ratio=0.0))
+    assert run.verdict.valid
+    assert "told no cached tokens" in run.verdict.sentence
+    assert "hit_ratio" not in run.metrics
