@@ -88,7 +88,7 @@ def _row(told: Distribution) -> list[Cell]:
 
 
 def _subtitle(result: RunResult) -> str:
-    parts = [str(result.settings[key]) for key in ("model", "url") if result.settings.get(key)]
+    parts = [str(result.settings[key]) for key in ("model", "base") if result.settings.get(key)]
     if (requests := result.metrics.get("requests")) is not None:
         parts.append(f"{requests:,.0f} request{'' if requests == 1 else 's'}")
     if (seconds := result.metrics.get("duration_s")) is not None:
