@@ -27,8 +27,8 @@ class CalibrationSettings:
     ``comparisons`` of ``pairs`` are drawn from each. Delays vary by ``jitter`` (sigma of a
     lognormal factor)."""
 
-    alike: int = 100
-    unlike: int = 30
+    alike: int = 60
+    unlike: int = 20
     requests: int = 50
     rate: float = 100.0
     ttft_ms: float = 40.0
