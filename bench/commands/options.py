@@ -26,7 +26,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     """The server under load."""
     group = parser.add_argument_group("server")
     group.add_argument("--model", help="name of the model (default: the first the server tells)")
-    group.add_argument("--api", choices=("chat", "completions"), default="chat")
+    group.add_argument("--api", choices=("completions", "chat"), default="completions")
     group.add_argument(
         "--key",
         action="append",

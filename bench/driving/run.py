@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from bench.load.schedule import Schedule
 from bench.measures.summary import Asked, summary
 from bench.records import Record
 from bench.result import RunResult, Slo
+from bench.statistics import median
 
 ASK_SECONDS = 20.0
 
@@ -49,7 +50,7 @@ async def carry_out(plan: RunPlan, fleet: Fleet, watch: Watch) -> tuple[RunResul
     after = await _counted(plan.target)
     asked = Asked(
         open_loop=plan.schedule.pacing == "open",
-        hit_ratio=plan.schedule.intended_hit_ratio(plan.block_size),
+        hit_ratio=plan.schedule.intended_hit_ratio(plan.block_size, template_tokens(records)),
         slo=plan.slo,
         server_hits=_hit_ratio(before, after),
         stopped=fleet.stopped,
@@ -57,6 +58,16 @@ async def carry_out(plan: RunPlan, fleet: Fleet, watch: Watch) -> tuple[RunResul
     )
     result = summary(records, asked)
     return msgspec.structs.replace(result, schedule_sha256=plan.schedule.digest()), records
+
+
+def template_tokens(records: Sequence[Record]) -> int:
+    """How many tokens the server's template adds to a prompt, by its own counts: the median."""
+    added = [
+        record.prompt_tokens - record.planned_prompt_tokens
+        for record in records
+        if record.prompt_tokens and not record.turn
+    ]
+    return max(0, round(median(added))) if added else 0
 
 
 async def served_model(base: str, key: str) -> str:

@@ -21,7 +21,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     base: str
     model: str
-    api: Api = "chat"
+    api: Api = "completions"
     keys: tuple[str, ...] = ()
     extra: Mapping[str, Any] = msgspec.field(default_factory=dict)
     timeout_seconds: float = 600.0

@@ -75,14 +75,15 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         """SHA-256 of all that is going to be asked, the salt left out."""
         return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
 
-    def intended_hit_ratio(self, block_size: int = 1) -> float:
+    def intended_hit_ratio(self, block_size: int = 1, template_tokens: int = 0) -> float:
         """Fraction of measured prompt tokens that an unlimited cache of such blocks would find.
 
-        Servers cache whole blocks, and compute a prompt's last token in any case.
+        Servers cache whole blocks, and compute a prompt's last token in any case. A template puts
+        ``template_tokens`` before every prompt, which are shared by all.
         """
-        prompts = contexts(self.requests)
+        prompts = [prompt + template_tokens for prompt in contexts(self.requests)]
         found = sum(
-            min(planned.shared_tokens, prompt - 1) // block_size * block_size
+            min(planned.shared_tokens + template_tokens, prompt - 1) // block_size * block_size
             for planned, prompt in zip(self.requests, prompts, strict=True)
         )
         return found / sum(prompts) if prompts else 0.0

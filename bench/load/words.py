@@ -1,6 +1,6 @@
 """Prompts made of words that nearly every model's tokenizer makes one token of.
 
-So a prompt has the length asked for, within the few tokens a chat template adds, without loading
+So a prompt has the length asked for, but for the tokens a chat template adds, without loading
 a tokenizer; what the server counted is compared with what was asked for in the report.
 """
 

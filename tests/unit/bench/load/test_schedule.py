@@ -118,3 +118,9 @@ def test_servers_find_whole_blocks_and_never_the_last_token() -> None:
     assert told.intended_hit_ratio() == pytest.approx(39 / 80)
     assert told.intended_hit_ratio(16) == pytest.approx(32 / 80)
     assert told.intended_hit_ratio(64) == 0.0
+
+
+def test_a_templates_tokens_are_shared_by_all() -> None:
+    told = Schedule(pacing="open", requests=with_shared((), [request(0, Segment("p", 40))]))
+    assert told.intended_hit_ratio(16, template_tokens=40) == pytest.approx(32 / 80)
+    assert told.intended_hit_ratio(16) == 0.0
