@@ -150,6 +150,8 @@ def schedule_of(options: argparse.Namespace) -> tuple[Schedule, dict[str, Any]]:
 
 async def target_of(options: argparse.Namespace, base: str) -> Target:
     """The server at ``base``. Raises BadLoad, LoadFailed."""
+    if not options.timeout > 0:
+        raise BadLoad(f"--timeout is above 0 seconds, not {options.timeout:g}")
     keys = _keys(options)
     base = _address(base)
     try:
@@ -173,6 +175,8 @@ def plan_of(
     options: argparse.Namespace, target: Target, schedule: Schedule, load: Mapping[str, Any]
 ) -> RunPlan:
     """A run of ``schedule``, which the settings ``load`` made. Raises BadLoad."""
+    if options.processes < 1:
+        raise BadLoad(f"--processes is 1 at least, not {options.processes}")
     return RunPlan(
         target=target,
         schedule=schedule,

@@ -13,7 +13,7 @@ import msgspec
 from bench import environment
 from bench.records import Record
 from bench.reporting.document import Document
-from bench.reporting.files import write_json, write_run, write_whole
+from bench.reporting.files import BadResult, write_json, write_run, write_whole
 from bench.reporting.page import render_page
 from bench.reporting.run_report import run_document
 from bench.reporting.text import render_text
@@ -55,6 +55,14 @@ def deliver_document(
     sys.stdout.write(render_text(document))
     sys.stdout.write(f"\n{folder}/report.html has the plots.\n")
     return 0 if result.verdict.valid else 1
+
+
+def require_folder(folder: Path) -> None:
+    """Makes it, before anything is measured that could not be kept. Raises BadResult."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadResult(f"{folder} cannot hold the result: {error.strerror}") from None
 
 
 def folder_for(command: str) -> Path:

@@ -44,10 +44,12 @@ async def perform(
     """Puts ``schedule`` on the server of ``options`` and delivers what came of it."""
     target = await shared.target_of(options, options.url)
     plan = shared.plan_of(options, target, schedule, settings)
+    folder = options.out or outcome.folder_for(command)
+    outcome.require_folder(folder)
     async with Fleet(options.processes) as fleet:
         result, records = await watched(plan, fleet)
     result = outcome.described(result, command, plan.settings())
-    return outcome.deliver(result, records, options.out, options.json)
+    return outcome.deliver(result, records, folder, options.json)
 
 
 async def watched(

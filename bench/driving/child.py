@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import signal
 import sys
@@ -86,8 +87,13 @@ async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter, sto
 
 
 async def _tell(writer: StreamWriter, message: frames.FromChild) -> None:
+    if writer.is_closing():
+        os._exit(0)  # the parent is gone: nobody is left to tell, or to send a load for
     writer.write(frames.encode(message))
-    await writer.drain()
+    try:
+        await writer.drain()
+    except ConnectionError:
+        os._exit(0)
 
 
 async def _main() -> None:

@@ -89,6 +89,10 @@ class Driver:
             if self._pacing == "open":
                 await self._open_loop(group)
             else:
+                # Sent before the run's begin, a request would have come before it was wanted.
+                await asyncio.sleep(max(0.0, begin - time.monotonic()))
+                while time.monotonic() < begin:  # noqa: ASYNC110 -- the time itself is awaited
+                    await asyncio.sleep(0)
                 waiting = iter(self._talks)
                 for _ in range(self._in_flight_limit):
                     group.create_task(self._user(waiting))

@@ -145,6 +145,25 @@ def test_ctrl_c_ends_a_run_with_what_there_is(tmp_path: Path) -> None:
     assert not alive
 
 
+def test_a_killed_run_leaves_no_process_and_no_noise(tmp_path: Path) -> None:
+    with (
+        stub("--ttft-ms", "5") as url,
+        subprocess.Popen(
+            (*BENCH, "run", url, *ENDLESS, "--processes", "2", "--out", str(tmp_path)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running,
+    ):
+        assert running.stderr is not None
+        running.stderr.readline()
+        children = psutil.Process(running.pid).children()
+        running.kill()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
+        assert "Traceback" not in running.stderr.read()
+
+
 def test_a_load_process_that_dies_loses_its_own_requests_only(tmp_path: Path) -> None:
     with (
         stub("--ttft-ms", "5") as url,

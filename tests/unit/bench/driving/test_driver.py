@@ -173,6 +173,19 @@ def test_a_batch_is_wanted_at_once() -> None:
     assert {record.intended for record in records} == {0.0}
 
 
+@pytest.mark.parametrize("pacing", ["users", "batch"])
+def test_nothing_is_sent_before_the_begin(pacing: str) -> None:
+    records: list[Record] = []
+
+    async def go() -> None:
+        load = schedule(pacing=pacing, users=2, requests=6)
+        await Driver(FakeServer(), load, "s", records.append).run(time.monotonic() + 0.05)
+
+    asyncio.run(go())
+    assert min(record.lag for record in records) >= 0
+    assert min(record.sent for record in records) >= 0
+
+
 def test_open_loop_does_not_wait_for_answers() -> None:
     async def go() -> tuple[int, list[Record]]:
         never = asyncio.Event()
