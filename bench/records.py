@@ -19,6 +19,9 @@ Phase = Literal["warm", "prime", "measured"]
 STAGES = ("route", "queue", "prefill", "ship", "handover", "first_decode")
 """The parts of a TTFT, in order, that kvferry tells. They add up to the server's own TTFT."""
 
+PATH_HEADER = "x-kvferry-path"
+"""The response header in which kvferry tells which way a request took."""
+
 TIERS = ("gpu", "dram")
 """Where cached tokens of a prompt were found, as kvferry tells it."""
 

@@ -10,11 +10,11 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from bench.commands import outcome
 from bench.environment import cpu_model, default_model, fast_dtype
 from bench.headline import publishing, report
 from bench.headline.amounts import varied
@@ -72,9 +72,9 @@ def run(options: argparse.Namespace) -> int:
         amounts = varied(options.set)
         phases = plan(options)
         check(options, phases)
-        say(f"seed {options.seed}, {cpu_model()}, {options.dtype}; the plan:")
+        outcome.say(f"seed {options.seed}, {cpu_model()}, {options.dtype}; the plan:")
         print(report.time_plan(phases, amounts), file=sys.stderr, flush=True)
-        taken = asyncio.run(_interruptible(measure(options, amounts, phases, folder, say)))
+        taken = asyncio.run(_interruptible(measure(options, amounts, phases, folder, outcome.say)))
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
@@ -88,11 +88,6 @@ def run(options: argparse.Namespace) -> int:
     if not taken["specified_workload"]:
         print("This was not the specified workload: the verdicts do not count.")
     return 0 if all(each.outcome in ("PASS", "told") for each in verdicts) else 1
-
-
-def say(line: str) -> None:
-    """Progress, on the error stream with the time."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 async def _interruptible(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:

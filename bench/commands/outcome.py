@@ -65,6 +65,12 @@ def require_folder(folder: Path) -> None:
         raise BadResult(f"{folder} cannot hold the result: {error.strerror}") from None
 
 
+def say(line: str) -> None:
+    """Progress, on the error stream with the time."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+    sys.stderr.flush()
+
+
 def folder_for(command: str) -> Path:
     """A folder of its own for a result, named by the time."""
     return RESULTS / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{command}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,16 +73,12 @@ async def _measured(options: argparse.Namespace) -> Mapping[str, Measured]:
     found = {}
     if "peers" in wanted:  # first: a peer that is missing says so at once
         peers = PeerSettings(tokenizer=options.tokenizer, guidellm=guidellm_program())
-        found["peers"] = await measure_peers(peers, _say)
+        found["peers"] = await measure_peers(peers, outcome.say)
     if "client" in wanted:
-        found["client"] = await measure_client(ClientSettings(), _say)
+        found["client"] = await measure_client(ClientSettings(), outcome.say)
     if "calibration" in wanted:
-        found["calibration"] = await measure_calibration(CalibrationSettings(), _say)
+        found["calibration"] = await measure_calibration(CalibrationSettings(), outcome.say)
     return found
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
 def _document(result: CommandResult, verdicts: Sequence[Verdict]) -> Document:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -16,6 +15,7 @@ import uvloop
 from bench.client import Client
 from bench.driving import frames
 from bench.driving.driver import Driver, TargetServer
+from bench.driving.quiet import no_collections
 from bench.records import Record
 
 TELL_SECONDS = 0.1
@@ -68,19 +68,15 @@ async def _work(job: frames.Job, reader: StreamReader, writer: StreamWriter, sto
         begin = await frames.for_child(reader)
         if not isinstance(begin, frames.Begin):
             raise TypeError(f"expected the begin, not {type(begin).__name__}")
-        # A collection's pause would look like the server's. Nothing here makes cycles that last.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        running = asyncio.create_task(driver.run(begin.at))
-        stop.runs(running)
-        while not running.done() or waiting:
-            due = time.monotonic() + TELL_SECONDS
-            await asyncio.wait({running}, timeout=TELL_SECONDS)
-            late = None if running.done() else max(0.0, time.monotonic() - due)
-            told, waiting[:] = tuple(waiting[:_AT_ONCE]), waiting[_AT_ONCE:]
-            await _tell(writer, frames.Progress(told, driver.sent, driver.in_flight, late))
-        gc.enable()
+        with no_collections():
+            running = asyncio.create_task(driver.run(begin.at))
+            stop.runs(running)
+            while not running.done() or waiting:
+                due = time.monotonic() + TELL_SECONDS
+                await asyncio.wait({running}, timeout=TELL_SECONDS)
+                late = None if running.done() else max(0.0, time.monotonic() - due)
+                told, waiting[:] = tuple(waiting[:_AT_ONCE]), waiting[_AT_ONCE:]
+                await _tell(writer, frames.Progress(told, driver.sent, driver.in_flight, late))
     if not running.cancelled():
         running.result()
     await _tell(writer, frames.Done())

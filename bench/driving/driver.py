@@ -11,9 +11,7 @@ from bench.client import Client, Timeline, failed
 from bench.driving.target import Target
 from bench.load.schedule import Pacing, Planned, Schedule
 from bench.load.words import Words
-from bench.records import STAGES, TIERS, Record
-
-PATH_HEADER = "x-kvferry-path"
+from bench.records import PATH_HEADER, STAGES, TIERS, Record
 
 TIMER_SECONDS = 0.002
 """Event loops' timers are this inexact; the rest of the way is spent looking at the clock."""
@@ -90,9 +88,7 @@ class Driver:
                 await self._open_loop(group)
             else:
                 # Sent before the run's begin, a request would have come before it was wanted.
-                await asyncio.sleep(max(0.0, begin - time.monotonic()))
-                while time.monotonic() < begin:  # noqa: ASYNC110 -- the time itself is awaited
-                    await asyncio.sleep(0)
+                await _until(begin)
                 waiting = iter(self._talks)
                 for _ in range(self._in_flight_limit):
                     group.create_task(self._user(waiting))
@@ -100,10 +96,7 @@ class Driver:
     async def _open_loop(self, group: asyncio.TaskGroup) -> None:
         for talk in self._talks:
             intended = self._begin + (talk[0].at or 0.0)
-            # Also when late, or one long burst would keep answers from being read.
-            await asyncio.sleep(max(0.0, intended - time.monotonic() - TIMER_SECONDS))
-            while time.monotonic() < intended:  # noqa: ASYNC110 -- the time itself is awaited
-                await asyncio.sleep(0)
+            await _until(intended)
             group.create_task(self._converse(talk, intended))
 
     async def _user(self, waiting: Iterable[Sequence[Planned]]) -> None:
@@ -181,6 +174,17 @@ class Driver:
                 for name, count in _figures(timeline.trailer.get("cached"), TIERS).items()
             },
         )
+
+
+async def _until(moment: float) -> None:
+    """Not before ``moment`` (monotonic) and hardly after it.
+
+    The event loop has its turn also when it is late, or one long burst would keep answers from
+    being read.
+    """
+    await asyncio.sleep(max(0.0, moment - time.monotonic() - TIMER_SECONDS))
+    while time.monotonic() < moment:  # noqa: ASYNC110 -- the time itself is awaited
+        await asyncio.sleep(0)
 
 
 def conversations(requests: Iterable[Planned]) -> list[list[Planned]]:

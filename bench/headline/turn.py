@@ -18,9 +18,9 @@ from bench.errors import RequestFailed
 from bench.headline.amounts import Amounts
 from bench.launchers.system import MODEL_NAME, System
 from bench.prompts import Prompt, PromptSource
+from bench.records import PATH_HEADER
 from bench.statistics import median
 
-PATH_HEADER = "x-kvferry-path"
 DISAGGREGATED = "disaggregated"
 """What the header says when both workers took part."""
 

@@ -3,8 +3,6 @@ one core. JOB is a file; beside it comes what every request told, as a list of P
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ import uvloop
 
 from bench.client import Client, Timeline
 from bench.driving.driver import Driver, TargetServer
+from bench.driving.quiet import no_collections
 from bench.driving.target import Target
 from bench.load.schedule import Planned
 from bench.load.workload import Workload, build
@@ -76,13 +75,9 @@ async def probe(job: Job) -> list[Probed]:
             await Driver(TargetServer(client, target), warming, "warm", records.append).run(0.0)
         server = _Watched(client, target)
         driver = Driver(server, build(job.workload), "probe", records.append)
-        # As the harness's own load processes do.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        begin = time.monotonic() + _HEAD_START_SECONDS
-        await asyncio.sleep(_HEAD_START_SECONDS)
-        await driver.run(begin)
+        with no_collections():
+            begin = time.monotonic() + _HEAD_START_SECONDS
+            await driver.run(begin)
     return _probed(server.timelines, begin)
 
 

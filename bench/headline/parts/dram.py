@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 from bench.headline.amounts import Amounts
 from bench.headline.part import ByRound, Judgement, MeasureFailed
 from bench.headline.parts.miss import median_ttft, uncached_seconds
-from bench.headline.turn import DISAGGREGATED, PATH_HEADER, Sample, Turn
+from bench.headline.turn import DISAGGREGATED, Sample, Turn
+from bench.records import PATH_HEADER
 from bench.statistics import median, round_ratios
 
 RESTART_SECONDS = 240.0

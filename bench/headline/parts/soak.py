@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 from bench import processes
 from bench.headline.amounts import Amounts
 from bench.headline.part import ByRound, Judgement, MeasureFailed
-from bench.headline.turn import PATH_HEADER, Turn, request
+from bench.headline.turn import Turn, request
 from bench.prompts import Prompt
+from bench.records import PATH_HEADER
 from bench.statistics import growth
 
 SPAN_SECONDS = 120.0

@@ -45,6 +45,21 @@ def bench(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@contextmanager
+def endless(url: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """A run that is on and would go on for minutes."""
+    with subprocess.Popen(
+        (*BENCH, "run", url, *ENDLESS, *map(str, words)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        # The first progress line says that the load is on.
+        assert running.stderr is not None
+        running.stderr.readline()
+        yield running
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -125,16 +140,8 @@ def test_ctrl_c_ends_a_run_with_what_there_is(tmp_path: Path) -> None:
     with (
         # So slow that requests are under way whenever the signal comes.
         stub("--ttft-ms", "2000") as url,
-        subprocess.Popen(
-            (*BENCH, "run", url, *ENDLESS, "--start", "cold", "--out", str(tmp_path)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as running,
+        endless(url, "--start", "cold", "--out", tmp_path) as running,
     ):
-        # The first progress line says that the load is on.
-        assert running.stderr is not None
-        running.stderr.readline()
         children = psutil.Process(running.pid).children()
         running.send_signal(signal.SIGINT)
         assert running.wait(SECONDS) == 1
@@ -148,34 +155,21 @@ def test_ctrl_c_ends_a_run_with_what_there_is(tmp_path: Path) -> None:
 def test_a_killed_run_leaves_no_process_and_no_noise(tmp_path: Path) -> None:
     with (
         stub("--ttft-ms", "5") as url,
-        subprocess.Popen(
-            (*BENCH, "run", url, *ENDLESS, "--processes", "2", "--out", str(tmp_path)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as running,
+        endless(url, "--processes", 2, "--out", tmp_path) as running,
     ):
-        assert running.stderr is not None
-        running.stderr.readline()
         children = psutil.Process(running.pid).children()
         running.kill()
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive
+        assert running.stderr is not None
         assert "Traceback" not in running.stderr.read()
 
 
 def test_a_load_process_that_dies_loses_its_own_requests_only(tmp_path: Path) -> None:
     with (
         stub("--ttft-ms", "5") as url,
-        subprocess.Popen(
-            (*BENCH, "run", url, *ENDLESS, "--processes", "2", "--out", str(tmp_path)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as running,
+        endless(url, "--processes", 2, "--out", tmp_path) as running,
     ):
-        assert running.stderr is not None
-        running.stderr.readline()
         psutil.Process(running.pid).children()[0].kill()
         assert running.wait(SECONDS) == 1
     result = json.loads((tmp_path / "result.json").read_text())
