@@ -251,26 +251,23 @@ def test_old_chunks_make_room_for_new_ones(server: LMCacheServer) -> None:
             assert tier.found(f"old-{seed}", tokens, SALT) >= 0
             tier.lookup.end(f"old-{seed}")
         assert tier.unlocked()
-        tier.copy.store(tier.op("writer", prompt(77), SALT, range(8)))
-        assert tier.await_results(1)[0].ok
-        assert until(lambda: load_if_held(tier), seconds=5)
+        assert until(lambda: store_and_load(tier, 77), seconds=5)
 
 
-def load_if_held(tier: Both) -> bool:
-    """Eviction runs beside us, so a store may have found no room at first."""
-    if tier.found("r", prompt(77), SALT) != HELD:
+def store_and_load(tier: Both, seed: int) -> bool:
+    """Whether it was held; eviction runs beside us, so a store may have found no room."""
+    assert store(tier, seed)
+    if tier.found("r", prompt(seed), SALT) != HELD:
         tier.lookup.end("r")
-        tier.copy.store(tier.op("writer", prompt(77), SALT, range(8)))
-        tier.await_results(1)
         return False
     tier.lookup.end("r")
-    return load(tier, 77, range(20, 28))
+    return load(tier, seed, range(20, 28))
 
 
 def test_bytes_that_have_changed_in_memory_are_never_used(
     server: LMCacheServer, tier: Both
 ) -> None:
-    assert store(tier, seed=7)
+    assert until(lambda: store_and_load(tier, 7), seconds=5)
     (path,) = Path("/dev/shm").glob(f"*{server.name}*")
     segment = np.memmap(path, dtype=np.uint8, mode="r+")
     page = bits(tier.caches, [5])[2].numpy().view(np.uint8).reshape(-1)
@@ -281,8 +278,7 @@ def test_bytes_that_have_changed_in_memory_are_never_used(
     assert not load(tier, 7, range(20, 28))
     assert tier.unlocked()
     assert tier.found("again", prompt(7), SALT) == 0
-    assert store(tier, seed=7)
-    assert load(tier, 7, range(20, 28))
+    assert until(lambda: store_and_load(tier, 7), seconds=5)
 
 
 def test_a_reservation_that_was_never_filled_is_never_used(server: LMCacheServer) -> None:
