@@ -1,0 +1,24 @@
+"""Tests that need a GPU and no more than torch, numpy and pytest. Without one they skip themselves.
+
+Where nothing else is installed, leave the suite's settings out::
+
+    python -m pytest -c /dev/null --rootdir . --confcutdir tests/gpu tests/gpu
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.gpu)
+        if not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU, or a torch without CUDA"))
