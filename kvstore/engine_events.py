@@ -47,6 +47,7 @@ class _BlockStored(msgspec.Struct, frozen=True, tag="BlockStored"):
     block_hashes: list[bytes]
     medium: str | None = None
     group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
 
 
 class _BlockRemoved(msgspec.Struct, frozen=True, tag="BlockRemoved"):
@@ -64,28 +65,50 @@ class _Batch(msgspec.Struct, frozen=True, array_like=True):
     events: list[_BlockStored | _BlockRemoved | _AllBlocksCleared]
 
 
+_FULL_ATTENTION = (None, "full_attention", "mla_attention")
 _BATCH = msgspec.msgpack.Decoder(_Batch, strict=True)
 
 
-def decode_batch(payload: bytes) -> list[Event]:
-    """The events of one batch that concern the GPU tier.
+class EventDecoder:
+    """Reads one engine's batches.
 
-    Of a model with several KV groups a block counts as held while group 0 holds it. Raises
-    WireError on anything unknown, such as integer hashes
-    (``VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`` must be 0).
+    Of a model with several KV groups a block counts as held while a group of full attention holds
+    it. A sliding group may have given the block away all the same, or the window before it, and
+    the engine then computes what a proxy had thought cached: a lookup is a hint, and one that also
+    followed every window would need to know which prompt ends where. A model of sliding windows
+    alone counts as cold.
+
+    Only what is stored names its group's kind, so groups are told apart by what was said of them first:
+    until then nothing of theirs is counted that could be removed.
     """
-    try:
-        batch = _BATCH.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise WireError(f"engine event not understood: {error}") from None
-    events: list[Event] = []
-    for event in batch.events:
-        if isinstance(event, _AllBlocksCleared):
-            events.append(Cleared())
-        elif event.medium in (None, "GPU") and not event.group_idx:
-            kind = Stored if isinstance(event, _BlockStored) else Removed
-            events.append(kind(tuple(_name(block) for block in event.block_hashes)))
-    return events
+
+    def __init__(self) -> None:
+        self._sliding: set[int] = set()
+
+    def decode(self, payload: bytes) -> list[Event]:
+        """The events of one batch that concern the GPU tier.
+
+        Raises WireError on anything unknown, such as integer hashes
+        (``VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`` must be 0).
+        """
+        try:
+            batch = _BATCH.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise WireError(f"engine event not understood: {error}") from None
+        events: list[Event] = []
+        for event in batch.events:
+            if isinstance(event, _AllBlocksCleared):
+                events.append(Cleared())
+            elif event.medium in (None, "GPU") and self._counts(event):
+                kind = Stored if isinstance(event, _BlockStored) else Removed
+                events.append(kind(tuple(_name(block) for block in event.block_hashes)))
+        return events
+
+    def _counts(self, event: _BlockStored | _BlockRemoved) -> bool:
+        group = event.group_idx or 0
+        if isinstance(event, _BlockStored) and event.kv_cache_spec_kind not in _FULL_ATTENTION:
+            self._sliding.add(group)
+        return group not in self._sliding
 
 
 def _name(block: bytes) -> bytes:

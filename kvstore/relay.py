@@ -26,7 +26,7 @@ import zmq
 from kvstore.cluster import WorkerSettings
 from kvstore.codec import decode, encode
 from kvstore.credentials import Credentials, PeerRole
-from kvstore.engine_events import Cleared, EventOrder, InOrder, decode_batch
+from kvstore.engine_events import Cleared, EventDecoder, EventOrder, InOrder
 from kvstore.errors import ConfigError, WireError
 from kvstore.messages import Announce, Subscribe, WorkerState
 from kvstore.private import require_private
@@ -143,6 +143,7 @@ class _Turns:
         self._context = context
         self._feed = feed
         self._engine = _Engine(context, events)
+        self._decoder = EventDecoder()
         self._next_announce = 0.0
 
     def close(self) -> None:
@@ -169,6 +170,7 @@ class _Turns:
         """A new engine: nothing the old one sent may be heard any more."""
         self._engine.close()
         self._engine = _Engine(self._context, self._engine.events)
+        self._decoder = EventDecoder()
         self.tell(self.core.restart(generation))
 
     def tell(self, messages: Iterable[Told]) -> None:
@@ -184,7 +186,7 @@ class _Turns:
             self.tell(self.core.apply("gpu", [Cleared()]))
         for batch in arrived.batches:
             try:
-                events = decode_batch(batch)
+                events = self._decoder.decode(batch)
             except WireError as error:
                 log.error("%s; the worker counts as cold", error)  # noqa: TRY400 - no traceback
                 events = [Cleared()]

@@ -13,11 +13,11 @@ from kvstore import engine_events, relay_core
 from kvstore.engine_events import (
     Cleared,
     Event,
+    EventDecoder,
     EventOrder,
     InOrder,
     Removed,
     Stored,
-    decode_batch,
 )
 from kvstore.errors import WireError
 from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Subscribe
@@ -68,7 +68,7 @@ def test_events_lose_tokens_and_salts_and_keep_their_order() -> None:
         {"type": "AllBlocksCleared"},
         {"type": "BlockStored", "block_hashes": [], "medium": "GPU"},
     )
-    assert decode_batch(payload) == [
+    assert EventDecoder().decode(payload) == [
         Stored((NAMES[0], NAMES[1])),
         Removed((NAMES[0],)),
         Cleared(),
@@ -76,12 +76,23 @@ def test_events_lose_tokens_and_salts_and_keep_their_order() -> None:
     ]
 
 
-def test_other_tiers_and_other_groups_are_not_ours() -> None:
-    payload = batch(
-        {"type": "BlockStored", "block_hashes": HASHES[:1], "medium": "CPU"},
-        {"type": "BlockRemoved", "block_hashes": HASHES[:1], "medium": "GPU", "group_idx": 1},
+def test_other_tiers_are_not_ours() -> None:
+    payload = batch({"type": "BlockStored", "block_hashes": HASHES[:1], "medium": "CPU"})
+    assert EventDecoder().decode(payload) == []
+
+
+def test_a_block_is_held_while_full_attention_holds_it() -> None:
+    decoder = EventDecoder()
+    event = {"block_hashes": HASHES[:1], "medium": "GPU"}
+    sliding = {"kv_cache_spec_kind": "sliding_window", "kv_cache_spec_sliding_window": 512}
+    stored = batch(
+        {"type": "BlockStored", "group_idx": 0, **event, **sliding},
+        {"type": "BlockStored", "group_idx": 1, **event, "kv_cache_spec_kind": "full_attention"},
     )
-    assert decode_batch(payload) == []
+    assert decoder.decode(stored) == [Stored((NAMES[0],))]
+    assert decoder.decode(batch({"type": "BlockRemoved", "group_idx": 0, **event})) == []
+    removed = decoder.decode(batch({"type": "BlockRemoved", "group_idx": 1, **event}))
+    assert removed == [Removed((NAMES[0],))]
 
 
 @pytest.mark.parametrize(
@@ -98,13 +109,13 @@ def test_other_tiers_and_other_groups_are_not_ours() -> None:
 )
 def test_what_is_not_understood_is_a_wire_error(payload: bytes) -> None:
     with pytest.raises(WireError):
-        decode_batch(payload)
+        EventDecoder().decode(payload)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_events_or_a_wire_error(payload: bytes) -> None:
     with contextlib.suppress(WireError):
-        decode_batch(payload)
+        EventDecoder().decode(payload)
 
 
 # --- in order
