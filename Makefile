@@ -5,8 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := $(VENV)/.peers
-# guidellm needs another click than the lock has, so it gets an environment of its own, which finds
-# everything else in the first one.
+# guidellm needs another click than the lock has, and no engine is to find Mooncake, so these get an
+# environment of their own, which finds everything else in the first one.
 GUIDE  := .venv-peers
 LOCK   := deploy/lock/cpu.txt
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
@@ -55,15 +55,17 @@ lint: install
 
 peers: $(PEERS)
 
-$(PEERS): $(STAMP) deploy/lock/peers.txt deploy/lock/guidellm.txt
+$(PEERS): $(STAMP) deploy/lock/peers.txt deploy/lock/guidellm.txt deploy/lock/mooncake.txt
 	$(PIP) install -qq --no-deps -r deploy/lock/peers.txt
 	$(BIN)/python -c 'import nixl._api'
 	rm -rf $(GUIDE)
 	$(PYTHON) -m venv $(GUIDE)
 	$(GUIDE)/bin/python -m pip --disable-pip-version-check install -qq --no-deps \
-		-r deploy/lock/guidellm.txt
+		-r deploy/lock/guidellm.txt -r deploy/lock/mooncake.txt
 	$(BIN)/python -c $(SITE) > "$$($(GUIDE)/bin/python -c $(SITE))/locked.pth"
 	$(GUIDE)/bin/guidellm --version
+	@$(GUIDE)/bin/python -c 'import mooncake.engine' \
+		|| echo "Mooncake does not load: kvferry bench transport leaves it out (Debian: libibverbs1)"
 	touch $@
 
 clean:

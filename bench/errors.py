@@ -10,6 +10,7 @@ BenchError
 ├── driving.fleet.LoadFailed            the load could not be put on
 ├── reporting.files.BadResult           a folder that holds no run that can be read
 ├── selftest.settings.SelftestFailed    a part of the audit did not come to its end
+├── transport.ends.end.TransportFailed  a contender could not be measured
 ├── processes.StartFailed               a system did not come up
 ├── headline.part.MeasureFailed         a figure would not mean what it is to mean
 ├── headline.amounts.BadSetting         ``--set`` names no setting, or no number

@@ -1,0 +1,1 @@
+"""The two ends of every contender, each in its own process."""

@@ -1,0 +1,108 @@
+"""The transport benchmark in real processes, with small sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.transport.case import Case
+from bench.transport.contender import Contender, Gather, Memcpy, Mooncake, Nixl, PingPong, RawSocket
+from bench.transport.ends.end import TransportFailed
+from bench.transport.goals import Figure
+from bench.transport.measuring import ADVICE, measure
+from bench.transport.pair import Pair, PairSettings
+from bench.transport.plan import Plan
+
+HELD = 16
+
+
+def with_pair(folder: Path, work: Callable[[Pair], Awaitable[None]]) -> Pair:
+    """The pair that ``work`` was done with; it is stopped again."""
+
+    async def done() -> Pair:
+        async with Pair(PairSettings("pair", Path(sys.executable), HELD), folder) as pair:
+            await work(pair)
+        return pair
+
+    return asyncio.run(done())
+
+
+@pytest.mark.parametrize(
+    ("contender", "case"),
+    [
+        (Memcpy(), Case(HELD)),
+        (Gather(), Case(8, "gathered")),
+        (RawSocket("tcp"), Case(HELD)),
+        (RawSocket("unix"), Case(HELD)),
+        (PingPong("tcp"), Case(1)),
+        (PingPong("ipc"), Case(1)),
+    ],
+)
+def test_what_limits_a_transport_moves_every_byte(
+    tmp_path: Path, contender: Contender, case: Case
+) -> None:
+    async def twice(pair: Pair) -> None:
+        await pair.open(contender)
+        await pair.check(contender, case)
+        assert 0 < await pair.move(contender, case) < 10
+
+    with_pair(tmp_path, twice)
+
+
+def test_what_is_not_moved_is_found(tmp_path: Path) -> None:
+    async def too_much(pair: Pair) -> None:
+        await pair.open(PingPong("ipc"))  # which moves one block, whatever the case says
+        with pytest.raises(TransportFailed, match="3 of 4 blocks are not what was sent"):
+            await pair.check(PingPong("ipc"), Case(4))
+
+    with_pair(tmp_path, too_much)
+
+
+def test_a_process_that_ends_is_told_and_none_is_left(tmp_path: Path) -> None:
+    async def killed(pair: Pair) -> None:
+        await pair.open(RawSocket("tcp"))
+        pair.children[0].running.kill()
+        with pytest.raises(TransportFailed, match="pair: the sender ended"):
+            await pair.move(RawSocket("tcp"), Case(1))
+
+    pair = with_pair(tmp_path, killed)
+    assert [psutil.pid_exists(child.running.pid) for child in pair.children] == [False, False]
+
+
+def test_an_interpreter_that_cannot_run_it_is_told(tmp_path: Path) -> None:
+    async def started() -> None:
+        settings = PairSettings("pair", Path("/bin/false"), HELD)
+        async with Pair(settings, tmp_path):
+            pass
+
+    with pytest.raises(TransportFailed, match="did not start"):
+        asyncio.run(started())
+
+
+def test_a_run_without_peers_says_so_and_measures_the_rest(tmp_path: Path) -> None:
+    plan = Plan(schemes=(), rounds=2, largest=1 << 18)
+    said: list[str] = []
+    taken = asyncio.run(measure(plan, said.append, peers=tmp_path / "python"))
+    assert taken.missing == {
+        peer: f"{peer.name} is not installed: {ADVICE}" for peer in (Mooncake(), Nixl())
+    }
+    assert set(taken.seconds) == {
+        Figure(Memcpy(), Case(1)),
+        Figure(Memcpy(), Case(4)),
+        Figure(Gather(), Case(4, "gathered")),
+    }
+    for figure, rounds in taken.seconds.items():
+        assert [len(moves) for moves in rounds] == [figure.case.repeats] * 2
+        assert all(seconds > 0 for moves in rounds for seconds in moves)
+    assert said[-1] == f"without NIXL: NIXL is not installed: {ADVICE}"
+
+
+def test_an_interpreter_without_the_packages_leaves_peers_out() -> None:
+    plan = Plan(schemes=(), rounds=1, largest=1 << 16)
+    taken = asyncio.run(measure(plan, lambda line: None, peers=Path(sys._base_executable)))
+    assert set(taken.missing) == {Mooncake(), Nixl()}
