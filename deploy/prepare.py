@@ -1,4 +1,7 @@
-"""``python -m deploy.prepare``: the built-in models, converted into the user's cache."""
+"""``python -m deploy.prepare [MODEL …]``: built-in models, converted into the user's cache.
+
+None named: the one that is served by default.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def main() -> int:
     """0 when all are there, 2 (and one line) when one cannot be had."""
     cache = homes(os.environ, os.getuid()).cache
     try:
-        for name in models.BUILT_IN:
+        for name in sys.argv[1:] or [models.DEFAULT]:
             models.prepare(name, cache, print)
     except ConfigError as error:
         sys.stderr.write(f"kvferry: {error}\n")

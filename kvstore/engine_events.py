@@ -78,8 +78,8 @@ class EventDecoder:
     followed every window would need to know which prompt ends where. A model of sliding windows
     alone counts as cold.
 
-    Only what is stored names its group's kind, so groups are told apart by what was said of them first:
-    until then nothing of theirs is counted that could be removed.
+    Only what is stored names its group's kind, so groups are told apart by what was said of them
+    first: until then nothing of theirs is counted that could be removed.
     """
 
     def __init__(self) -> None:

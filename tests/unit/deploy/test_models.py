@@ -79,7 +79,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     (package / "toy.gguf").write_bytes(b"gguf")
     monkeypatch.syspath_prepend(str(package.parent))
     digest = hashlib.sha256(b"gguf").hexdigest()
-    built_in = {"toy": BuiltIn("toy_model", "toy.gguf", digest)}
+    built_in = {"toy": BuiltIn((("toy_model", "toy.gguf"),), digest)}
     monkeypatch.setattr(models, "BUILT_IN", built_in)
     made: list[Path] = []
 
@@ -97,6 +97,19 @@ def test_a_built_in_model_is_converted_once(toy: list[Path], tmp_path: Path) -> 
     assert models.prepare("toy", cache, silent) == first
     assert len(toy) == 1
     assert [path.name for path in (cache / "models").iterdir()] == ["toy"]  # nothing temporary
+
+
+def test_a_model_in_pieces_is_joined_in_their_order(
+    toy: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = (("toy_model", "toy.gguf"), ("toy_model", "__init__.py"), ("toy_model", "toy.gguf"))
+    (tmp_path / "site" / "toy_model" / "__init__.py").write_bytes(b"# toy\n")
+    joined = b"gguf# toy\ngguf"
+    built_in = BuiltIn(pieces, hashlib.sha256(joined).hexdigest())
+    monkeypatch.setattr(models, "BUILT_IN", {"toy": built_in})
+    folder = Path(models.prepare("toy", tmp_path / "cache", silent))
+    assert (folder / "model.safetensors").read_bytes() == joined
+    assert [path.name for path in folder.parent.iterdir()] == ["toy"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "added"])
@@ -130,7 +143,9 @@ def test_an_interrupted_conversion_leaves_nothing(
 def test_a_source_with_another_checksum_is_refused(
     toy: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "BUILT_IN", {"toy": BuiltIn("toy_model", "toy.gguf", "0" * 64)})
+    monkeypatch.setattr(
+        models, "BUILT_IN", {"toy": BuiltIn((("toy_model", "toy.gguf"),), "0" * 64)}
+    )
     with pytest.raises(ConfigError, match="not the file expected"):
         models.prepare("toy", tmp_path / "cache", silent)
     assert toy == []
@@ -139,6 +154,8 @@ def test_a_source_with_another_checksum_is_refused(
 def test_a_model_whose_package_is_missing_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "BUILT_IN", {"toy": BuiltIn("no_such_pkg", "x.gguf", "0" * 64)})
+    monkeypatch.setattr(
+        models, "BUILT_IN", {"toy": BuiltIn((("no_such_pkg", "x.gguf"),), "0" * 64)}
+    )
     with pytest.raises(ConfigError, match="needs the package no-such-pkg"):
         models.prepare("toy", tmp_path, silent)
