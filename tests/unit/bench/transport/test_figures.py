@@ -32,13 +32,14 @@ def judged(goal: Goal, ours: Sequence[Sequence[float]]) -> Judgement:
 def test_a_rate_is_higher_where_seconds_are_fewer() -> None:
     found = judged(AT_LEAST, steady(0.5))
     assert found.value == pytest.approx(2.0)
-    assert (found.low, found.high) == (pytest.approx(2.0), pytest.approx(2.0))
+    assert [found.low, found.high] == pytest.approx([2.0, 2.0])
     assert found.outcome == "kept"
 
 
 def test_a_time_is_longer_where_seconds_are_more() -> None:
     found = judged(AT_MOST, steady(2.0))
-    assert (found.value, found.outcome) == (pytest.approx(2.0), "short")
+    assert found.value == pytest.approx(2.0)
+    assert found.outcome == "short"
 
 
 def test_times_are_for_each_byte() -> None:
@@ -56,7 +57,7 @@ def test_the_middle_move_of_a_round_is_its_figure() -> None:
 def test_ratios_are_taken_within_a_round() -> None:
     drifting = [[2.0**number] for number in range(10)]
     found = judge(AT_LEAST, {OURS: drifting, LIMIT: drifting}, {})
-    assert (found.low, found.high) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert [found.low, found.high] == pytest.approx([1.0, 1.0])
 
 
 NOISY = [[1.0 + 0.3 * (number % 3)] for number in range(12)]
@@ -102,12 +103,14 @@ def test_without_a_divisor_it_is_microseconds() -> None:
 
 def test_without_a_limit_it_is_told() -> None:
     found = judged(Goal("m", "rate", "told", None, AT_LEAST.candidates), steady(4.0))
-    assert (found.outcome, found.value) == ("told", pytest.approx(0.25))
+    assert found.value == pytest.approx(0.25)
+    assert found.outcome == "told"
 
 
 def test_few_rounds_give_a_value_and_no_judgement() -> None:
     found = judged(AT_LEAST, steady(0.5, rounds=7))
-    assert (found.value, found.low, found.high) == (pytest.approx(2.0), None, None)
+    assert found.value == pytest.approx(2.0)
+    assert (found.low, found.high) == (None, None)
     assert found.outcome == "not judged"
 
 
@@ -172,7 +175,17 @@ def test_text_and_page_have_every_ratio_and_every_size() -> None:
     judgements = [KEPT, SHORT]
     found = report.document(judgements, rows, "told", report.verdict(judgements, Taken()))
     text = render_text(found)
-    for word in ("enough", "little", "kept", "short", "1 MiB", "62.5 MiB", "memcpy", "1.05"):
+    for word in (
+        "enough",
+        "little",
+        "kept",
+        "short",
+        "TRANSFERS AT ONCE",
+        "1 MiB",
+        "62.5 MiB",
+        "memcpy",
+        "1.05",
+    ):
         assert word in text, word
     page = render_page(found)
     assert "Throughput over size" in page

@@ -71,6 +71,14 @@ def test_a_seed_decides_the_order_and_rounds_differ() -> None:
     assert first != Plan(seed=1).shuffled(figures, 0)
 
 
+def test_neither_sizes_nor_contenders_of_a_size_keep_their_order() -> None:
+    shuffled = WHOLE.shuffled(WHOLE.figures(), 0)
+    sizes = list(dict.fromkeys(figure.case.size for figure in shuffled))
+    assert sizes != sorted(sizes)
+    blocks = [figure for figure in shuffled if figure.case.blocks == 1]
+    assert blocks != [figure for figure in WHOLE.figures() if figure.case.blocks == 1]
+
+
 def test_what_is_alike_in_size_is_measured_close_together() -> None:
     sizes = [figure.case.size for figure in WHOLE.shuffled(WHOLE.figures(), 0)]
     changes = sum(before != after for before, after in pairwise(sizes))
