@@ -16,24 +16,26 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    SupportsHMA,
 )
 
 from decode.orders import Orders
-from decode.receiving import Receiver
 from decode.scheduling import DecodeScheduling
+from decode.telling import Teller
 from decode.working import DecodeWorking
 from kvstore.credentials import load_or_create
 from kvstore.engine_facts import (
     CACHE_ORDER,
+    groups_of,
     isa_of,
     layout_of,
     require_supported,
     worker_settings,
 )
 from kvstore.engine_waits import nap_between_looks
+from kvstore.gate_link import ConnectorLink
 from kvstore.pages import open_pages
-from kvstore.receiving import ReceiverCore
-from kvstore.transport.wire import DecodeWire
+from kvstore.transport.opening import Setting, open_fetcher
 
 if TYPE_CHECKING:
     import torch
@@ -56,21 +58,23 @@ class DecodeMetadata(KVConnectorMetadata):
         return f"{type(self).__name__}()"
 
 
-class DecodeConnector(KVConnectorBase_V1):
+class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
     """The consumer's connector."""
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        require_supported(vllm_config, kv_cache_config)
+        require_supported(vllm_config)
         if vllm_config.device_config.device_type == "cpu":
             nap_between_looks(shm_broadcast)
         self._config = vllm_config
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        self._groups = groups_of(kv_cache_config)
         self._working: DecodeWorking | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduling = DecodeScheduling(vllm_config.cache_config.block_size, time.monotonic)
+            block_size = vllm_config.cache_config.block_size
+            self._scheduling = DecodeScheduling(self._groups, block_size, time.monotonic)
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str:
@@ -90,8 +94,8 @@ class DecodeConnector(KVConnectorBase_V1):
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
-        ids = blocks.get_block_ids()[0]
-        self._scheduling.allocated(request.request_id, ids, num_external_tokens)
+        tables = blocks.get_block_ids()
+        self._scheduling.allocated(request.request_id, tables, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> DecodeMetadata:
         idle = scheduler_output.total_num_scheduled_tokens == 0
@@ -101,8 +105,8 @@ class DecodeConnector(KVConnectorBase_V1):
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.fetched(connector_output.finished_recving or ())
 
-    def request_finished(
-        self, request: Request, block_ids: list[int]
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._scheduling.finished(request.request_id)
         return False, None
@@ -113,24 +117,21 @@ class DecodeConnector(KVConnectorBase_V1):
         caches = list(kv_caches.values())
         pages = open_pages(caches)
         settings = self._settings
-        layout = layout_of(self._config, settings.model_name, pages, isa_of(caches))
+        layout = layout_of(self._config, settings.model_name, self._groups, pages, isa_of(caches))
         credentials = load_or_create(Path(settings.state_dir))
-        wire = DecodeWire(
-            credentials,
-            gate=settings.addresses.gate,
-            abandon=settings.addresses.abandon,
-            max_payload=2 * layout.block_bytes + (1 << 20),
-            queue=settings.ship.max_transfers,
-        )
-        receiver = Receiver(ReceiverCore(layout.block_bytes), pages, wire, time.monotonic)
+        link = ConnectorLink(gate=settings.addresses.gate, abandon=settings.addresses.abandon)
+        teller = Teller(link)
+        setting = Setting(settings.ship, credentials, time.monotonic)
+        fetcher = open_fetcher(pages, setting, teller, link.socket)
         self._working = DecodeWorking(
-            receiver,
+            fetcher,
+            teller,
             layout,
             credentials.transport_key(),
             (settings.worker, settings.generation),
             time.monotonic,
         )
-        receiver.start()
+        fetcher.start()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         if self._working and isinstance(kv_connector_metadata, DecodeMetadata):

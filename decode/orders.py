@@ -10,10 +10,11 @@ from kvstore.transfer import Prompt
 
 @dataclass(frozen=True)
 class FetchOrder:
-    """Fetch a prompt's blocks from position ``first`` on into ``block_ids``.
+    """Fetch a prompt's blocks: of KV group ``g`` positions ``first[g]`` to ``stop``.
 
-    With no ``block_ids`` it tells the sender that nothing is wanted. ``arrived`` (the request
-    joined the engine's queue) and ``deadline`` are in the host's monotonic seconds.
+    ``block_ids[g]`` are the blocks they go into. ``stop`` 0 tells the sender that nothing is
+    wanted. ``arrived`` (the request joined the engine's queue) and ``deadline`` are in the host's
+    monotonic seconds.
     """
 
     transfer: bytes
@@ -21,8 +22,9 @@ class FetchOrder:
     peer: str
     sender_generation: str
     prompt: Prompt
-    first: int
-    block_ids: tuple[int, ...]
+    first: tuple[int, ...]
+    stop: int
+    block_ids: tuple[tuple[int, ...], ...]
     local_tokens: int
     prompt_tokens: int
     arrived: float

@@ -8,6 +8,9 @@ A request's stages::
 A transfer is used once. After a failure the engine asks again and is told there is nothing to
 fetch, so it computes the prompt itself. A request with a local ticket has no transfer; of every
 request with a ticket its first step is told.
+
+All but a prompt's last token is fetched: that one is computed here in any case. Of a sliding group
+that is what the last token attends to; vLLM reserves nothing before it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
 from kvstore.handoff import DecodeTicket, EngineRequest, LocalTicket, decode_ticket
+from kvstore.layout import KVGroup
 from kvstore.messages import Begun
 from kvstore.once import UsedOnce
 from kvstore.transfer import Prompt
@@ -51,7 +55,8 @@ class _Tracked:
 class DecodeScheduling:
     """Owned by the engine's scheduler; no method waits for anything."""
 
-    def __init__(self, block_size: int, clock: Clock) -> None:
+    def __init__(self, groups: tuple[KVGroup, ...], block_size: int, clock: Clock) -> None:
+        self._groups = groups
         self._block_size = block_size
         self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
@@ -90,10 +95,13 @@ class DecodeScheduling:
         if computed >= (length - 1) // self._block_size * self._block_size:
             self._decline(request, tracked)
             return 0
-        return length - computed
+        return length - 1 - computed
 
-    def allocated(self, request: str, block_ids: Sequence[int], external: int) -> None:
-        """The engine has reserved ``block_ids`` for the request, ``external`` tokens to fetch."""
+    def allocated(self, request: str, tables: Sequence[Sequence[int]], external: int) -> None:
+        """The engine has reserved blocks for the request, ``external`` tokens to fetch.
+
+        ``tables``: its block table in each KV cache group.
+        """
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return
@@ -101,9 +109,13 @@ class DecodeScheduling:
             self._decline(request, tracked)
             return
         tracked.stage = Stage.FETCHING
-        first = tracked.local // self._block_size
-        wanted = tuple(block_ids[first : self._blocks(tracked)])
-        self._orders.fetches.append(self._fetch(request, tracked, first, wanted))
+        computed = len(tracked.tokens) - 1
+        here, stop = tracked.local // self._block_size, -(-computed // self._block_size)
+        first = tuple(
+            max(here, group.first_live(computed, self._block_size)) for group in self._groups
+        )
+        wanted = tuple(tuple(table[at:stop]) for at, table in zip(first, tables, strict=True))
+        self._orders.fetches.append(self._fetch(request, tracked, first, stop, wanted))
 
     def fetched(self, requests: Iterable[str]) -> None:
         """Fetches are over, well or not."""
@@ -137,15 +149,19 @@ class DecodeScheduling:
 
     def _decline(self, request: str, tracked: _Tracked) -> None:
         tracked.stage = Stage.OVER
-        self._orders.fetches.append(self._fetch(request, tracked, self._blocks(tracked), ()))
-
-    def _blocks(self, tracked: _Tracked) -> int:
-        return -(-len(tracked.tokens) // self._block_size)
+        nothing = (0,) * len(self._groups), 0, ((),) * len(self._groups)
+        self._orders.fetches.append(self._fetch(request, tracked, *nothing))
 
     def _fetch(
-        self, request: str, tracked: _Tracked, first: int, block_ids: tuple[int, ...]
+        self,
+        request: str,
+        tracked: _Tracked,
+        first: tuple[int, ...],
+        stop: int,
+        block_ids: tuple[tuple[int, ...], ...],
     ) -> FetchOrder:
-        prompt = Prompt(tracked.salt, prompt_digest(tracked.tokens), self._blocks(tracked))
+        blocks = -(-len(tracked.tokens) // self._block_size)
+        prompt = Prompt(tracked.salt, prompt_digest(tracked.tokens), blocks)
         return FetchOrder(
             transfer=bytes.fromhex(tracked.ticket.transfer),
             request=request,
@@ -153,6 +169,7 @@ class DecodeScheduling:
             sender_generation=tracked.ticket.sender_generation,
             prompt=prompt,
             first=first,
+            stop=stop,
             block_ids=block_ids,
             local_tokens=tracked.local,
             prompt_tokens=len(tracked.tokens),

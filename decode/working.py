@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from decode.orders import FetchOrder, Orders
-from decode.receiving import Fetch, Receiver
+from decode.telling import Asked, Teller
 from kvstore.clock import Clock
 from kvstore.layout import KVLayout
 from kvstore.messages import PROTOCOL_VERSION, Ready
 from kvstore.receiving import Reservation
 from kvstore.transfer import ready_mac
+from kvstore.transport.fetcher import Fetch, Fetcher
 
 IDLE_SECONDS = 0.01
 """Longest wait of an idle step; a new request may be held up by as much."""
@@ -30,9 +31,16 @@ class DecodeWorking:
     """Owned by the engine's worker thread of one rank."""
 
     def __init__(
-        self, receiver: Receiver, layout: KVLayout, key: bytes, me: tuple[str, str], clock: Clock
+        self,
+        fetcher: Fetcher,
+        teller: Teller,
+        layout: KVLayout,
+        key: bytes,
+        me: tuple[str, str],
+        clock: Clock,
     ) -> None:
-        self._receiver = receiver
+        self._fetcher = fetcher
+        self._teller = teller
         self._layout = layout
         self._key = key
         self._worker, self._generation = me
@@ -44,13 +52,16 @@ class DecodeWorking:
         """Stop what is no longer wanted, then ask for what is."""
         self._patience = IDLE_SECONDS if orders.idle else 0.0
         for transfer in orders.aborts:
-            self._receiver.abort(transfer)
+            self._fetcher.abort(transfer)
         for order in orders.fetches:
-            if order.block_ids:
+            if any(order.block_ids):
                 self._requests[order.transfer] = order.request
-            self._receiver.fetch(self._fetch(order))
+            self._teller.expect(order.transfer, self._asked(order))
+            self._fetcher.fetch(self._fetch(order))
         for begun in orders.begun:
-            self._receiver.tell(begun)
+            self._teller.begun(begun)
+        if orders.begun:
+            self._fetcher.wake()
 
     def reports(self) -> Reports:
         """What has come to an end since the last call. Refusals of ours concern nobody.
@@ -59,7 +70,7 @@ class DecodeWorking:
         KV does not spin: vLLM would ask a thousand times a second.
         """
         loaded, failed = set(), set()
-        for ended in self._receiver.take_ended(self._patience):
+        for ended in self._fetcher.take_ended(self._patience):
             request = self._requests.pop(ended.transfer, None)
             if request is not None:
                 loaded.add(request)
@@ -69,7 +80,7 @@ class DecodeWorking:
 
     def stop(self) -> None:
         """End the thread behind this."""
-        self._receiver.stop()
+        self._fetcher.stop()
 
     def _fetch(self, order: FetchOrder) -> Fetch:
         reservation = Reservation(
@@ -80,13 +91,15 @@ class DecodeWorking:
             block_ids=order.block_ids,
             deadline=order.deadline,
         )
-        return Fetch(
-            reservation,
-            self._ready(order),
+        return Fetch(reservation, self._ready(order))
+
+    def _asked(self, order: FetchOrder) -> Asked:
+        return Asked(
             arrived=order.arrived,
             local_tokens=order.local_tokens,
             prompt_tokens=order.prompt_tokens,
             block_tokens=self._layout.block_size,
+            block_bytes=self._layout.block_bytes,
         )
 
     def _ready(self, order: FetchOrder) -> Ready:
@@ -100,7 +113,9 @@ class DecodeWorking:
             fingerprint=self._layout.fingerprint,
             layout=self._layout.summary,
             first=order.first,
+            stop=order.stop,
             blocks=order.prompt.blocks,
+            carriage="frames",
             ttl_ms=left,
             mac=bytes(32),
         )

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from kvstore.errors import ConfigError
-from kvstore.messages import Role
+from kvstore.messages import DigestName, Role
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -74,11 +74,17 @@ class DecodeWorkers(Workers, frozen=True):
 
 
 class Ship(Section, frozen=True):
-    """KV shipping between workers."""
+    """KV shipping between workers.
 
+    ``window_mib``: what a transfer may have on the way. ``transport`` "auto" reads KV of a worker
+    on the same host from its memory, and has it sent where that cannot be; "zmq" has it sent.
+    """
+
+    transport: Literal["auto", "zmq", "shm"] = "auto"
+    digest: DigestName = "xxh3-128"
     lease_seconds: Seconds = 30.0
     deadline_seconds: Seconds = 120.0
-    window_blocks: Positive = 32
+    window_mib: Positive = 32
     max_transfers: Positive = 256
 
 
@@ -135,8 +141,9 @@ class ClusterConfig(Section, frozen=True):
 class Addresses(Section, frozen=True):
     """Where one worker listens.
 
-    ``http`` is ``http://host:port`` or ``unix:/path`` (HTTP over a Unix socket); ``ship`` and
-    ``feed`` are ``zmq+tcp://host:port`` or ``zmq+ipc:///path``; the others are private to the
+    ``http`` is ``http://host:port`` or ``unix:/path`` (HTTP over a Unix socket); ``feed`` is
+    ``zmq+tcp://host:port`` or ``zmq+ipc:///path``, and so is ``ship``, but for its scheme, which
+    may name another transport (``auto``, ``shm``); the others are private to the
     worker's host: ``events`` (engine to relay) and ``gate`` (connector to HTTP gate) and
     ``abandon`` (gate to connector), always ``ipc://``.
     """
@@ -203,7 +210,7 @@ def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> A
     if config.network.kind == "ipc":
         return Addresses(
             http=f"unix:{run_dir}/{name}.http",
-            ship=f"zmq+ipc://{run_dir}/{name}.ship",
+            ship=f"{_ship_scheme(config, 'ipc')}://{run_dir}/{name}.ship",
             feed=f"zmq+ipc://{run_dir}/{name}.feed",
             **private,
         )
@@ -211,7 +218,12 @@ def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> A
     host, port = section.hosts[index % len(section.hosts)], section.first_port + 4 * index
     return Addresses(
         http=f"http://{host}:{port}",
-        ship=f"zmq+tcp://{host}:{port + 1}",
+        ship=f"{_ship_scheme(config, 'tcp')}://{host}:{port + 1}",
         feed=f"zmq+tcp://{host}:{port + 2}",
         **private,
     )
+
+
+def _ship_scheme(config: ClusterConfig, socket: Literal["ipc", "tcp"]) -> str:
+    chosen = config.ship.transport
+    return f"zmq+{socket}" if chosen == "zmq" else chosen

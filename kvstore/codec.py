@@ -55,3 +55,11 @@ def decode(frame: bytes | memoryview) -> AnyMessage:
     except (ValueError, TypeError, msgpack.UnpackException, msgspec.ValidationError) as error:
         raise WireError(f"not a kvferry message: {error}") from None
     return message
+
+
+def well_formed(frame: bytes | memoryview) -> AnyMessage | None:
+    """The message in ``frame``; None where ``decode`` would raise."""
+    try:
+        return decode(frame)
+    except WireError:
+        return None

@@ -113,7 +113,7 @@ class DevicePages:
     ) -> None:
         self._pages = LayerPages(layers)
         self.layers, self.blocks = self._pages.layers, self._pages.blocks
-        self.page_bytes = self._pages.page_bytes
+        self.page_bytes, self.block_bytes = self._pages.page_bytes, self._pages.block_bytes
         self._device = self._pages.device
         self._straight = self.page_bytes >= straight_bytes
         self._at_once = max(1, STAGING_BYTES // self._pages.block_bytes)
@@ -165,12 +165,16 @@ class DevicePages:
             self._stream.synchronize()
 
     def gather_device(self, blocks: Sequence[int], run: torch.Tensor) -> None:
-        """Queue a copy of ``blocks`` to ``run`` (this device) on the current stream."""
-        self._pages.gather_device(blocks, run)
+        """Copy ``blocks`` to ``run``, on this device, and wait."""
+        with self._lock, torch.cuda.stream(self._stream):
+            self._pages.gather_device(blocks, run)
+            self._stream.synchronize()
 
     def scatter_device(self, blocks: Sequence[int], run: torch.Tensor) -> None:
-        """Queue a copy of ``run`` (this device) to ``blocks`` on the current stream."""
-        self._pages.scatter_device(blocks, run)
+        """Copy ``run``, on this device, to the pages of ``blocks`` and wait."""
+        with self._lock, torch.cuda.stream(self._stream):
+            self._pages.scatter_device(blocks, run)
+            self._stream.synchronize()
 
     def fence(self) -> None:
         """Called by the engine's thread: what it has queued so far is in the pages on return.

@@ -12,7 +12,7 @@ import torch
 
 from kvstore.cluster import WorkerSettings
 from kvstore.errors import ConfigError
-from kvstore.layout import KVLayout
+from kvstore.layout import KVGroup, KVLayout
 from kvstore.pages import KVPages
 
 SETTINGS_KEY = "kvferry"
@@ -20,6 +20,10 @@ SETTINGS_KEY = "kvferry"
 
 CACHE_ORDER = "LBHNC"
 """The KV cache layout asked of vLLM: a page per (layer, block), one run per head inside."""
+
+
+_FULL = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
+_SLIDING = frozenset({"SlidingWindowSpec"})
 
 
 def worker_settings(extra_config: dict[str, Any]) -> WorkerSettings:
@@ -33,17 +37,38 @@ def worker_settings(extra_config: dict[str, Any]) -> WorkerSettings:
         raise ConfigError(f"kv_connector_extra_config[{SETTINGS_KEY!r}]: {error}") from None
 
 
-def require_supported(vllm_config: Any, kv_cache_config: Any) -> None:
+def require_supported(vllm_config: Any) -> None:
     """Raise ConfigError for what the connectors cannot carry yet, naming it."""
     parallel = vllm_config.parallel_config
     if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
         raise ConfigError("tensor or pipeline parallel workers cannot ship KV yet: use one rank")
-    groups = len(kv_cache_config.kv_cache_groups)
-    if groups != 1:
-        raise ConfigError(f"a model with {groups} KV cache groups cannot ship KV yet")
 
 
-def layout_of(vllm_config: Any, model_name: str, pages: KVPages, isa: str) -> KVLayout:
+def groups_of(kv_cache_config: Any) -> tuple[KVGroup, ...]:
+    """The engine's KV cache groups, in its order.
+
+    Raises ConfigError for one that is neither full nor sliding-window attention (state-space
+    layers, chunked local attention), or whose blocks have another size than the first one's.
+    """
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    for spec in specs:
+        kind = type(spec).__name__
+        if kind not in _FULL | _SLIDING or getattr(spec, "extra_retained_tokens", False):
+            raise ConfigError(f"a model with a KV cache of kind {kind} cannot ship KV yet")
+        if spec.block_size != specs[0].block_size:
+            raise ConfigError("KV cache groups with different block sizes cannot ship KV yet")
+    return tuple(
+        KVGroup(
+            layers=tuple(group.layer_names),
+            window=spec.sliding_window if type(spec).__name__ in _SLIDING else None,
+        )
+        for group, spec in zip(kv_cache_config.kv_cache_groups, specs, strict=True)
+    )
+
+
+def layout_of(
+    vllm_config: Any, model_name: str, groups: tuple[KVGroup, ...], pages: KVPages, isa: str
+) -> KVLayout:
     """The layout of this engine's pages (one rank)."""
     model, cache = vllm_config.model_config, vllm_config.cache_config
     weights = hashlib.sha256(model.hf_config.to_json_string().encode()).hexdigest()[:12]
@@ -59,6 +84,7 @@ def layout_of(vllm_config: Any, model_name: str, pages: KVPages, isa: str) -> KV
         page_bytes=pages.page_bytes,
         rank=0,
         ranks=1,
+        groups=groups,
     )
 
 

@@ -5,7 +5,8 @@
     KvferryError
     ├── ConfigError            stop: fix the configuration (command line: one line, exit code 2)
     ├── WireError              drop the message: malformed, oversized or of another protocol
-    │   └── LayoutMismatch     refuse the peer: the two ends disagree about a block's bytes
+    │   ├── LayoutMismatch     refuse the peer: the two ends disagree about a block's bytes
+    │   └── PeerGone           end its transfers: there is no way to that peer any more
     ├── TransferError          recompute: this transfer will not complete
     ├── TierDown               go on without the DRAM tier until it is back
     ├── WorkerLost             try another worker, or answer that none is left
@@ -29,6 +30,10 @@ class WireError(KvferryError):
 
 class LayoutMismatch(WireError):
     """Two workers lay out a block differently; the message names both layouts."""
+
+
+class PeerGone(WireError):
+    """There is no connection to that peer, or no carriage shared with it, any more."""
 
 
 class TransferError(KvferryError):

@@ -24,8 +24,8 @@ import msgspec
 from kvstore.clock import Clock
 from kvstore.credentials import load_or_create
 from kvstore.engine_facts import worker_settings
+from kvstore.gate_link import GateLink
 from kvstore.messages import Abandon, Begun, Outcome, Times
-from kvstore.transport.wire import GateLink
 
 TOKEN_HEADER = b"x-kvferry-token"
 TRANSFER_HEADER = b"x-kvferry-transfer"

@@ -14,12 +14,34 @@ from kvstore.messages import PROTOCOL_VERSION
 
 
 @dataclass(frozen=True)
+class KVGroup:
+    """Model layers that share one block table.
+
+    A token attends to ``window`` tokens, itself included; None: to all before it.
+    """
+
+    layers: tuple[str, ...] = ()
+    window: int | None = None
+
+    def first_live(self, computed: int, block_size: int) -> int:
+        """The position of the first block that the token after ``computed`` ones attends to.
+
+        Blocks before it hold nothing that is read again; the engine gives them away.
+        """
+        if self.window is None:
+            return 0
+        return max(0, computed + 1 - self.window) // block_size
+
+
+@dataclass(frozen=True)
 class KVLayout:
     """The shape contract of one rank's KV cache.
 
     A block is ``layers`` pages of ``page_bytes`` bytes; on the wire they follow one another in
     layer order. ``isa`` names how bytes are packed inside a page: the instruction set on CPU, the
     device kind elsewhere. ``engine`` is the engine's name and version: packing may change with it.
+    The ``groups`` share the pages: a block belongs to one of them, and its pages to that group's
+    layers in their order.
     """
 
     model: str
@@ -33,6 +55,7 @@ class KVLayout:
     page_bytes: int
     rank: int
     ranks: int
+    groups: tuple[KVGroup, ...] = (KVGroup(),)
 
     @property
     def block_bytes(self) -> int:
@@ -48,10 +71,12 @@ class KVLayout:
     @property
     def summary(self) -> str:
         """One line for people."""
+        windows = ",".join(str(group.window or "full") for group in self.groups)
         return (
             f"{self.model} {self.dtype}/{self.kv_dtype} {self.order} {self.isa} "
             f"block {self.block_size} layers {self.layers} page {self.page_bytes} B "
-            f"rank {self.rank}/{self.ranks} {self.engine} protocol {PROTOCOL_VERSION}"
+            f"groups {windows} rank {self.rank}/{self.ranks} {self.engine} "
+            f"protocol {PROTOCOL_VERSION}"
         )
 
     def require(self, fingerprint: bytes, theirs: str) -> None:

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 from kvstore.clock import Clock
 from kvstore.cluster import Dram, WorkerSettings
 from kvstore.engine_facts import engine_version
-from kvstore.errors import ConfigError, TierDown
-from kvstore.layout import KVLayout
+from kvstore.errors import TierDown
+from kvstore.layout import KVGroup, KVLayout
+from kvstore.lmcache_filing import window_prompt
 from kvstore.lmcache_tier_link import ChunksKey, Link, Naming
 from kvstore.lmcache_tier_worker import (
     ATTEMPT_SECONDS,
@@ -29,30 +30,48 @@ from kvstore.lmcache_tier_worker import (
 from kvstore.tier import Health, NoCopy, NoLookup, TierCopy, TierKey, TierLookup
 from kvstore.tier_lookup import Ask, LookupLedger, Release
 from kvstore.tier_seal import Scope
+from kvstore.tier_shape import TierShape
 
 log = logging.getLogger("kvferry.tier")
 
 LOOKUP_LIMIT = 4096
+WINDOW_TRIES = 16
+"""Chunk ends at which a window is looked for, from the last one backwards.
+
+Windows are kept at prompts' ends only, so most misses are shared beginnings of longer prompts.
+"""
 
 EngineConfig: TypeAlias = Any
 """vLLM's configuration; vLLM itself is not imported here."""
 
 
-def open_lookup(settings: WorkerSettings, vllm_config: EngineConfig) -> TierLookup:
+def open_lookup(
+    settings: WorkerSettings, vllm_config: EngineConfig, groups: tuple[KVGroup, ...]
+) -> TierLookup:
     """The scheduler's side of the tier these settings describe. Raises ConfigError."""
-    if not settings.dram.enabled:
+    if not _keeps(settings, groups):
         return NoLookup()
     naming = Naming(namespace(settings.model_name, vllm_config), ranks=1)
-    return LMCacheLookup(settings.dram, naming, vllm_config.cache_config.block_size)
+    shape = TierShape(groups, vllm_config.cache_config.block_size, settings.dram.chunk_tokens)
+    return LMCacheLookup(settings.dram, naming, shape)
 
 
 def open_copy(settings: WorkerSettings, vllm_config: EngineConfig, layout: KVLayout) -> TierCopy:
     """The worker's side, for pages of this layout. Raises ConfigError."""
-    if not settings.dram.enabled:
+    if not _keeps(settings, layout.groups):
         return NoCopy()
     naming = Naming(namespace(settings.model_name, vllm_config), layout.ranks)
     scope = Scope(naming.namespace, layout.fingerprint, layout.rank, layout.ranks)
-    return LMCacheCopy(settings.dram, naming, scope, layout.block_size)
+    shape = TierShape(layout.groups, layout.block_size, settings.dram.chunk_tokens)
+    return LMCacheCopy(settings.dram, naming, scope, shape)
+
+
+def _keeps(settings: WorkerSettings, groups: tuple[KVGroup, ...]) -> bool:
+    """Whether there is a tier for such a model.
+
+    One without full attention has no chunks that a lookup could follow from a prompt's start.
+    """
+    return settings.dram.enabled and any(group.window is None for group in groups)
 
 
 def namespace(model_name: str, vllm_config: EngineConfig) -> str:
@@ -77,14 +96,10 @@ class LMCacheLookup:
     """``TierLookup`` over LMCache. ``_changed`` guards all that is shared, for microseconds."""
 
     def __init__(
-        self, dram: Dram, naming: Naming, block_size: int, clock: Clock = time.monotonic
+        self, dram: Dram, naming: Naming, shape: TierShape, clock: Clock = time.monotonic
     ) -> None:
-        if dram.chunk_tokens % block_size:
-            raise ConfigError(
-                f"dram.chunk_tokens ({dram.chunk_tokens}) must be a multiple of the engine's "
-                f"block size ({block_size})"
-            )
         self._dram = dram
+        self._shape = shape
         self._naming = naming
         self._clock = clock
         self._attempt = min(ATTEMPT_SECONDS, dram.operation_seconds)
@@ -197,23 +212,61 @@ class LMCacheLookup:
         registered = link.client.lookup(self._key(ask, (0, ask.end)), 1)
         found = link.client.wait_prefetch_status(ask.session, seconds)
         link.call(registered, seconds)
-        chunks = link.call(found, seconds) or 0
+        held = (link.call(found, seconds) or 0) * self._dram.chunk_tokens
+        if held and self._shape.windowed:
+            held = self._resumable(link, ask, held)
         with self._changed:
-            self._order(self._ledger.answered(ask.session, chunks * self._dram.chunk_tokens))
+            self._order(self._ledger.answered(ask.session, held))
+
+    def _resumable(self, link: Link, ask: Ask, held: int) -> int:
+        """The last chunk's end up to ``held`` whose window is held, too: that one is then locked.
+
+        0: none; the ledger then unlocks all that was asked for. Chunks beyond it are unlocked here.
+        """
+        chunk, until = self._dram.chunk_tokens, self._clock() + self._dram.lookup_seconds
+        ends = range(held, max(0, held - WINDOW_TRIES * chunk), -chunk)
+        end = next((at for at in ends if self._window_held(link, ask, at, until)), 0)
+        if 0 < end < held:
+            freed = link.client.free_lookup_locks(self._key(ask, (end, held)), 1)
+            link.call(freed, self._attempt)
+        return end
+
+    def _window_held(self, link: Link, ask: Ask, end: int, until: float) -> bool:
+        left = until - self._clock()
+        if left <= 0:
+            return False
+        key = self._window_key(ask, end)
+        registered = link.client.lookup(key, 1)
+        found = link.client.wait_prefetch_status(key.request_id, left)
+        link.call(registered, left)
+        if link.call(found, left):
+            return True
+        link.client.free_lookup_locks(key, 1)
+        link.client.end_session(key.request_id)
+        return False
 
     def _release(self, link: Link, release: Release) -> None:
+        keys = [self._key(release, span) for span in release.ranges]
+        if release.window and self._shape.windowed:
+            keys.append(self._window_key(release, release.window))
         try:
-            for span in release.ranges:
-                freed = link.client.free_lookup_locks(self._key(release, span), 1)
-                link.call(freed, self._attempt)
+            for key in keys:
+                link.call(link.client.free_lookup_locks(key, 1), self._attempt)
         except TierDown:
             self._releases.append(release)
             raise
-        link.client.end_session(release.session)
+        for session in {release.session, *(key.request_id for key in keys)}:
+            link.client.end_session(session)
 
     def _key(self, errand: Ask | Release, span: tuple[int, int]) -> ChunksKey:
         key = errand.key
         return self._naming.key(tuple(key.tokens), key.salt, span, errand.session, None)
+
+    def _window_key(self, errand: Ask | Release, end: int) -> ChunksKey:
+        chunk, session = self._dram.chunk_tokens, f"{errand.session}@{end}"
+        tokens = tuple(window_prompt(errand.key.tokens[:end], chunk))
+        named = self._naming.of_windows()
+        return named.key(tokens, errand.key.salt, (0, chunk), session, None)
 
     def _go_up(self) -> None:
         self._pause = FIRST_PAUSE_SECONDS

@@ -50,6 +50,10 @@ class Naming:
     namespace: str
     ranks: int
 
+    def of_windows(self) -> Naming:
+        """How the same engine's windows are named: their objects have another size."""
+        return Naming(f"{self.namespace}-window", self.ranks)
+
     def key(
         self,
         tokens: tuple[int, ...],
@@ -148,18 +152,18 @@ class Registration:
     earlier life cannot be taken for the present one's.
     """
 
-    def __init__(self, link: Link, naming: Naming, rank: int, chunk_bytes: int) -> None:
+    def __init__(self, link: Link, naming: Naming, rank: int, object_bytes: int) -> None:
         self._link = link
         self._naming = naming
         self._rank = rank
-        self._slot_bytes = chunk_bytes + SEAL_BYTES
+        self._slot_bytes = object_bytes + SEAL_BYTES
         self._instance = secrets.randbits(63)
         self._segment: Bytes | None = None
         self._reserved: set[str] = set()
         self._numbers = itertools.count()
 
     def open(self, block_size: int, seconds: float) -> None:
-        """Register and map the shared memory. A chunk is one object of plain bytes."""
+        """Register and map the shared memory. An object is plain bytes."""
         answer = self._call(
             self._link.client.register_kv_cache_engine_driven_context(
                 RegisterEngineDrivenContextPayload(
@@ -188,10 +192,6 @@ class Registration:
         )
         self._call(alive, seconds)
         self._call(known, seconds)
-
-    def key(self, tokens: list[int], salt: str, span: tuple[int, int], session: str) -> ChunksKey:
-        """LMCache's key for this rank's chunks of ``[span)``."""
-        return self._naming.key(tuple(tokens), salt, span, session, self._rank)
 
     def reserve(self, key: ChunksKey, seconds: float) -> list[tuple[int, Bytes]]:
         """Memory for those chunks of ``key`` that the server lacks: (position, slot) pairs.

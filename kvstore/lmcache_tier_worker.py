@@ -2,7 +2,7 @@
 
 ::
 
-    engine's thread                     tier thread
+    engine's thread                     tier thread (a registration for each part)
       store, load ──▶ OpQueue ──▶ reserve ─▶ gather, seal ─▶ commit
       drain ◀── results ──┘       read ───▶ scatter, verify ─▶ unlock
       withdraw                    nothing to do: probe; lost: reconnect and register anew
@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 
 from kvstore.clock import Clock
 from kvstore.cluster import Dram
-from kvstore.errors import ConfigError, TierDown
-from kvstore.lmcache_tier_link import ChunksKey, Link, Naming, Registration
+from kvstore.errors import TierDown
+from kvstore.lmcache_filing import Filing, filings
+from kvstore.lmcache_tier_link import Link, Naming, Registration
 from kvstore.pages import KVPages, open_pages
 from kvstore.tier import Health, Job, Kind, OpQueue, TierOp, TierResult, is_salt
 from kvstore.tier_seal import Bytes, Scope, is_whole, names, write_seal
+from kvstore.tier_shape import Part, TierShape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +49,7 @@ GRACE_SECONDS = 0.05
 @dataclass(frozen=True)
 class _Outcome:
     ok: bool
-    tokens: int = 0
+    blocks: int = 0
     reason: str | None = None
 
 
@@ -59,18 +61,12 @@ class LMCacheCopy:
         dram: Dram,
         naming: Naming,
         scope: Scope,
-        block_size: int,
+        shape: TierShape,
         clock: Clock = time.monotonic,
     ) -> None:
-        if dram.chunk_tokens % block_size:
-            raise ConfigError(
-                f"dram.chunk_tokens ({dram.chunk_tokens}) must be a multiple of the engine's "
-                f"block size ({block_size})"
-            )
         self._dram = dram
-        self._naming = naming
-        self._scope = scope
-        self._block_size = block_size
+        self._shape = shape
+        self._filings = filings(naming, scope, shape)
         self._clock = clock
         self._attempt = min(ATTEMPT_SECONDS, dram.operation_seconds)
         self._pause = FIRST_PAUSE_SECONDS
@@ -81,7 +77,7 @@ class LMCacheCopy:
         self._health: Health | None = None
         self._reason = "connecting"
         self._closing = False
-        self._leftover: int | None = None
+        self._leftovers: list[int] = []
         self._thread = threading.Thread(target=self._run, name="kvferry-tier-copy", daemon=True)
 
     # -- the engine's thread
@@ -143,12 +139,14 @@ class LMCacheCopy:
                 self._strand([Job(kind, op, deadline)])
 
     def _misfit(self, op: TierOp) -> str | None:
-        chunk, block, skip = self._dram.chunk_tokens, self._block_size, op.skip_first_tokens
-        pages = self._pages.blocks if self._pages else 0
+        chunk, pages = self._shape.chunk_tokens, self._pages.blocks if self._pages else 0
         if op.start % chunk or op.end % chunk or not 0 <= op.start < op.end <= len(op.tokens):
             return f"not whole chunks: tokens {op.start} to {op.end} of {len(op.tokens)}"
-        if len(op.block_ids) * block != op.end - op.start or skip % block or skip < 0:
-            return f"{len(op.block_ids)} blocks, {skip} tokens skipped, of {op.start} to {op.end}"
+        if op.part not in self._filings:
+            return f"no {op.part} are kept of this model"
+        places = self._shape.places(op.part, op.start, op.end)
+        if len(op.block_ids) != len(places) or not 0 <= op.skip_blocks <= len(places):
+            return f"{len(op.block_ids)} blocks, {op.skip_blocks} skipped, of {len(places)}"
         if not all(0 <= page < pages for page in op.block_ids):
             return f"block ids beyond the {pages} attached"
         return None if is_salt(op.salt) else "not a salt"
@@ -188,33 +186,44 @@ class LMCacheCopy:
         link = Link(self._dram.port, lambda: self._closing)
         try:
             link.require_chunk(self._dram.chunk_tokens, self._attempt)
-            place = Registration(link, self._naming, self._scope.rank, self._chunk_bytes())
-            place.open(self._block_size, self._attempt)
-            place.probe(self._attempt)
-            if self._leftover is not None:
-                place.sign_off(self._leftover, self._attempt)
+            places = {part: self._register(link, of) for part, of in self._filings.items()}
+            self._sign_off(places["chunks"])
             try:
                 self._go_up()
                 while not self._closing:
-                    self._serve(place)
+                    self._serve(places)
             finally:
-                self._leftover = place.leftover()
-            if self._leftover is not None:
-                place.sign_off(self._leftover, self._attempt)
+                left = [place.leftover() for place in places.values()]
+                self._leftovers = [instance for instance in left if instance is not None]
+            self._sign_off(places["chunks"])
         finally:
             link.close()
 
-    def _serve(self, place: Registration) -> None:
+    def _register(self, link: Link, filing: Filing) -> Registration:
+        slot_bytes = filing.blocks * self._block_bytes()
+        place = Registration(link, filing.naming, filing.scope.rank, slot_bytes)
+        place.open(self._shape.block_size, self._attempt)
+        place.probe(self._attempt)
+        return place
+
+    def _sign_off(self, place: Registration) -> None:
+        while self._leftovers:
+            place.sign_off(self._leftovers[-1], self._attempt)
+            self._leftovers.pop()
+
+    def _serve(self, places: dict[Part, Registration]) -> None:
         job, stranded = self._next()
         if job is not None:
-            self._perform(place, job)
+            self._perform(places[job.op.part], job)
         elif stranded is not None:
-            key = self._key(place, stranded)
+            place = places[stranded.part]
+            key = self._filings[stranded.part].key(stranded, place.session())
             if place.read(key, self._attempt) is not None:
                 place.unlock(key, self._attempt)
             place.forget(key.request_id)
         elif not self._closing:
-            place.probe(self._attempt)
+            for place in places.values():
+                place.probe(self._attempt)
 
     def _next(self) -> tuple[Job | None, TierOp | None]:
         with self._changed:
@@ -241,14 +250,16 @@ class LMCacheCopy:
         self._finish(outcome)
 
     def _store(self, place: Registration, job: Job) -> _Outcome:
-        op, key = job.op, self._key(place, job.op)
-        identities = self._identities(op)
+        op, filing = job.op, self._filings[job.op.part]
+        key, identities = filing.key(op, place.session()), filing.identities(op)
         slots = place.reserve(key, self._left(job))
         if not self._begin_copy():
             return _Outcome(ok=False)
+        copied = 0
         for position, slot in slots:
-            for block, part in self._parts(op, position, slot):
-                self._paged().gather(block, part)
+            blocks, part = self._part(op, position, slot)
+            self._paged().gather(blocks, part)
+            copied += len(blocks)
             write_seal(slot, identities[position])
         self._end_copy()
         if self._left(job) <= 0:
@@ -256,17 +267,17 @@ class LMCacheCopy:
         if slots and not place.commit(key, self._left(job)):
             return _Outcome(ok=False, reason="LMCache has given the reservation up")
         place.forget(key.request_id)
-        return _Outcome(ok=True, tokens=len(slots) * self._dram.chunk_tokens)
+        return _Outcome(ok=True, blocks=copied)
 
     def _load(self, place: Registration, job: Job) -> _Outcome:
-        op, key = job.op, self._key(place, job.op)
-        identities = self._identities(op)
+        op, filing = job.op, self._filings[job.op.part]
+        key = filing.key(op, place.session())
         slots = place.read(key, self._left(job))
         if slots is None:
             return _Outcome(ok=False, reason="no longer held")
         copied = whole = False
         if self._begin_copy():
-            copied, whole = True, self._scatter(op, identities, slots)
+            copied, whole = True, self._scatter(op, filing.identities(op), slots)
             self._end_copy()
         place.unlock(key, self._dram.operation_seconds)
         place.forget(key.request_id)
@@ -275,43 +286,36 @@ class LMCacheCopy:
             place.clear()
         return _Outcome(
             ok=whole,
-            tokens=op.end - op.start - op.skip_first_tokens if whole else 0,
+            blocks=len(op.block_ids) - op.skip_blocks if whole else 0,
             reason=None if whole else "seal broken",
         )
 
     def _scatter(self, op: TierOp, identities: list[bytes], slots: list[Bytes]) -> bool:
         """Copy the slots into the pages; whether all of it was what it should be."""
-        skip = op.skip_first_tokens // self._block_size
         for position, (slot, identity) in enumerate(zip(slots, identities, strict=True)):
             if not names(slot, identity):
                 return False
-            for number, (block, part) in enumerate(self._parts(op, position, slot)):
-                if position * self._blocks_per_chunk() + number >= skip:
-                    self._paged().scatter(block, part)
+            blocks, part = self._part(op, position, slot, op.skip_blocks)
+            self._paged().scatter(blocks, part)
             if not is_whole(slot, identity):
                 return False
         return True
 
-    def _parts(self, op: TierOp, position: int, slot: Bytes) -> list[tuple[int, Bytes]]:
-        """(block id, its bytes in the slot) for each block of the op's chunk at ``position``."""
-        count = self._blocks_per_chunk()
-        size = self._chunk_bytes() // count
-        blocks = op.block_ids[position * count : (position + 1) * count]
-        return [(block, slot[at * size : (at + 1) * size]) for at, block in enumerate(blocks)]
+    def _part(
+        self, op: TierOp, position: int, slot: Bytes, skip: int = 0
+    ) -> tuple[list[int], Bytes]:
+        """The blocks of the object at ``position``, and their bytes in its slot.
 
-    def _key(self, place: Registration, op: TierOp) -> ChunksKey:
-        return place.key(op.tokens[: op.end], op.salt, (op.start, op.end), place.session())
+        Without those among the op's first ``skip``.
+        """
+        count, size = self._filings[op.part].blocks, self._block_bytes()
+        first = position * count
+        stop = min(first + count, len(op.block_ids))
+        begin = min(max(first, skip), stop)
+        return op.block_ids[begin:stop], slot[(begin - first) * size : (stop - first) * size]
 
-    def _identities(self, op: TierOp) -> list[bytes]:
-        chunk = self._dram.chunk_tokens
-        return self._scope.identities(op.tokens, op.salt, op.start, op.end, chunk)
-
-    def _blocks_per_chunk(self) -> int:
-        return self._dram.chunk_tokens // self._block_size
-
-    def _chunk_bytes(self) -> int:
-        pages = self._paged()
-        return self._blocks_per_chunk() * pages.layers * pages.page_bytes
+    def _block_bytes(self) -> int:
+        return self._paged().block_bytes
 
     def _paged(self) -> KVPages:
         assert self._pages is not None
@@ -333,7 +337,7 @@ class LMCacheCopy:
 
     def _finish(self, outcome: _Outcome) -> None:
         with self._changed:
-            self._queue.finish(ok=outcome.ok, tokens=outcome.tokens, reason=outcome.reason)
+            self._queue.finish(ok=outcome.ok, blocks=outcome.blocks, reason=outcome.reason)
             self._changed.notify_all()
 
     def _go_up(self) -> None:

@@ -4,14 +4,18 @@ Version history of the protocol
     1   first version
     2   a decode worker tells when a request's first step began (``Begun``); ``Outcome.wait_ms``
         counts from the request's arrival in the engine; decode tickets come in two kinds
+    3   blocks belong to a KV group; a receiver says how far it wants them and how they are to be
+        carried; on one host it may read them from the sender's memory (``Hello``, ``Memory``)
 
 Two conversations:
 
 *Shipping*, decode worker (dials) to prefill worker (listens), one transfer at a time in order::
 
     decode                                prefill
-      Ready ───────────────────────────────▶        reservation: where to start, how much
-      ◀─────────────────────────────── Blocks*      each followed by one frame of tensor bytes
+      Hello ───────────────────────────────▶        same host only, once per connection
+      ◀─────────────────────────────── Memory       where its pages lie, and a probe to read there
+      Ready ───────────────────────────────▶        reservation: from where to where, carried how
+      ◀─────────────────────────────── Blocks*      the bytes in a second frame, or where they lie
       Received* ───────────────────────────▶        opens the sender's window again
       ◀─────────────────────────────── Failed       at any time instead of the rest
       Cancel ──────────────────────────────▶        at any time: stop sending
@@ -30,11 +34,11 @@ zero within it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Uri = Annotated[str, msgspec.Meta(max_length=512)]
@@ -43,6 +47,10 @@ Transfer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
+Address = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
+Groups = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=64)]
+"""One number for every KV group."""
+
 Moment = Annotated[float, msgspec.Meta(ge=0)]
 """Seconds on the host's monotonic clock; of no use on another host."""
 
@@ -52,7 +60,13 @@ Hashes = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 
 Role = Literal["prefill", "decode"]
 ROLES: tuple[Role, Role] = ("prefill", "decode")
+DigestName = Literal["xxh3-128", "none"]
 Tier = Literal["gpu", "dram"]
+Carriage = Literal["frames", "pages"]
+"""In a message's second frame, or read by the receiver where the sender has them."""
+
+CARRIAGES: tuple[Carriage, ...] = get_args(Carriage)
+
 WorkerState = Literal["starting", "ready", "draining"]
 FailReason = Literal[
     "unknown-transfer",
@@ -74,12 +88,37 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     """Base of all messages; the wire name of each is its class name."""
 
 
-class Ready(Message, frozen=True, tag=True):
-    """Decode has reserved memory for ``blocks - first`` blocks of a prompt and awaits them.
+class Hello(Message, frozen=True, tag=True):
+    """A decode worker on the same host asks whether it may read the prefill worker's pages."""
 
-    ``first`` is the position of the first block it lacks, ``blocks`` the number of blocks of the
-    whole prompt (the last may be partly filled). ``ttl_ms`` is what is left of its deadline.
-    ``mac`` binds transfer, both generations, salt, fingerprint and prompt digest.
+    version: Count
+
+
+class Memory(Message, frozen=True, tag=True):
+    """Where a prefill worker's pages lie in its process ``pid``; all zero: they cannot be read.
+
+    The page of (layer, block) is ``page_bytes`` long and at ``base + layer * layer_step + block *
+    block_step``. Whoever finds the bytes ``probe`` at ``probe_at`` reads the right process.
+    """
+
+    version: Count
+    pid: Count = 0
+    base: Address = 0
+    layer_step: Address = 0
+    block_step: Address = 0
+    layers: Count = 0
+    blocks: Count = 0
+    page_bytes: Count = 0
+    probe: Digest16 = bytes(16)
+    probe_at: Address = 0
+
+
+class Ready(Message, frozen=True, tag=True):
+    """Decode has reserved memory for a prompt's blocks and awaits them.
+
+    Of KV group ``g`` it wants the positions from ``first[g]`` up to ``stop``, which is at most
+    ``blocks``, the number of positions of the whole prompt (the last may be partly filled).
+    ``ttl_ms`` is what is left of its deadline. ``mac`` binds all of it to salt and prompt.
     """
 
     version: Count
@@ -89,25 +128,33 @@ class Ready(Message, frozen=True, tag=True):
     receiver_generation: Name
     fingerprint: Digest32
     layout: Detail
-    first: Count
+    first: Groups
+    stop: Count
     blocks: Count
+    carriage: Carriage
     ttl_ms: Count
     mac: Digest32
 
 
 class Blocks(Message, frozen=True, tag=True):
-    """Blocks ``first, first + 1, …`` of a transfer; one digest each; bytes in the next frame."""
+    """Blocks ``first, first + 1, …`` of a transfer's KV group, with one digest each.
+
+    Their bytes are in the next frame, or in the sender's ``pages`` (its block ids).
+    """
 
     transfer: Transfer
     sender_generation: Name
+    group: Count
     first: Count
     digests: Annotated[tuple[Digest16, ...], msgspec.Meta(min_length=1, max_length=4096)]
+    pages: Annotated[tuple[Count, ...], msgspec.Meta(max_length=4096)] = ()
 
 
 class Received(Message, frozen=True, tag=True):
-    """All blocks below position ``through`` have been checked and written."""
+    """All blocks of a group below position ``through`` have been checked and written."""
 
     transfer: Transfer
+    group: Count
     through: Count
 
 
@@ -218,7 +265,7 @@ class Abandon(Message, frozen=True, tag=True):
     transfer: Transfer
 
 
-ShipMessage = Ready | Blocks | Received | Failed | Cancel
+ShipMessage = Hello | Memory | Ready | Blocks | Received | Failed | Cancel
 FeedMessage = Subscribe | Announce | Snapshot | Delta
 GateMessage = Outcome | Begun | Abandon
 AnyMessage = ShipMessage | FeedMessage | GateMessage

@@ -5,7 +5,8 @@ The engine allocates one page per (layer, block). Nothing here looks inside a pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kvstore.device_pages import DevicePages
 from kvstore.errors import ConfigError
 
 Bytes = npt.NDArray[np.uint8]
@@ -21,26 +23,36 @@ Bytes = npt.NDArray[np.uint8]
 class KVPages(Protocol):
     """Paged KV memory of one rank.
 
-    ``gather`` and ``scatter`` move block ``block`` from or to ``buffer`` (uint8, ``block_bytes``
-    long) and return when the bytes have moved. Callers keep two threads off the same block.
+    ``gather`` and ``scatter`` move whole blocks from or to ``buffer`` (uint8, ``len(blocks) *
+    block_bytes``; block after block, each layer after layer) and return when the bytes have moved.
+    Callers keep two threads off the same block.
     """
 
-    layers: int
-    blocks: int
-    page_bytes: int
+    @property
+    def layers(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
 
-    def gather(self, block: int, buffer: Bytes) -> None: ...
+    def gather(self, blocks: Sequence[int], buffer: Bytes) -> None: ...
 
-    def scatter(self, block: int, buffer: Bytes) -> None: ...
+    def scatter(self, blocks: Sequence[int], buffer: Bytes) -> None: ...
 
     def fence(self) -> None:
         """Called by the engine's thread: what it has queued so far is in the pages on return."""
 
 
 def _page_views(caches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Every layer as int8 ``[blocks, page_bytes]``, sharing memory with the engine's tensor."""
+    """The engine's pages as int8 ``[blocks, page_bytes]`` for each layer, sharing its memory.
+
+    Layers of different KV groups may lie in the same pages, which are then listed once: a block is
+    one group's, and so are its pages.
+    """
     views = []
-    for cache in caches:
+    for cache in {cache.data_ptr(): cache for cache in caches}.values():
         page = cache[0]
         if not page.is_contiguous():
             raise ConfigError(
@@ -59,6 +71,15 @@ def _page_views(caches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return views
 
 
+@dataclass(frozen=True)
+class HostMemory:
+    """Where host pages lie in this process: page (layer, block) is at base + both steps' worth."""
+
+    base: int
+    layer_step: int
+    block_step: int
+
+
 class HostPages:
     """Pages in this machine's memory; copies release the interpreter lock."""
 
@@ -66,18 +87,45 @@ class HostPages:
         views = [view.numpy().view(np.uint8) for view in _page_views(caches)]
         self.layers = len(views)
         self.blocks, self.page_bytes = views[0].shape
+        self.block_bytes = self.layers * self.page_bytes
         self._pages = _one_array(views)
+        layer_step, block_step, _ = self._pages.strides
+        self.memory = HostMemory(self._pages.ctypes.data, layer_step, block_step)
 
-    def gather(self, block: int, buffer: Bytes) -> None:
-        """Copy block ``block`` out of the pages."""
-        np.copyto(buffer.reshape(self.layers, self.page_bytes), self._pages[:, block])
+    def gather(self, blocks: Sequence[int], buffer: Bytes) -> None:
+        """Copy ``blocks`` out of the pages."""
+        rows = buffer.reshape(len(blocks), self.layers, self.page_bytes)
+        for row, block in zip(rows, blocks, strict=True):
+            np.copyto(row, self._pages[:, block])
 
-    def scatter(self, block: int, buffer: Bytes) -> None:
-        """Copy ``buffer`` into the pages of block ``block``."""
-        np.copyto(self._pages[:, block], buffer.reshape(self.layers, self.page_bytes))
+    def scatter(self, blocks: Sequence[int], buffer: Bytes) -> None:
+        """Copy ``buffer`` into the pages of ``blocks``."""
+        rows = buffer.reshape(len(blocks), self.layers, self.page_bytes)
+        for row, block in zip(rows, blocks, strict=True):
+            np.copyto(self._pages[:, block], row)
 
     def fence(self) -> None:
         """See KVPages. On CPU a forward pass returns when it is done."""
+
+    def pieces(self, block: int) -> Iterable[Bytes]:
+        """The pages of ``block``, layer after layer, without a copy."""
+        return self._pages[:, block]
+
+    def addresses(self, blocks: Sequence[int]) -> npt.NDArray[np.uint64]:
+        """Where the pages of ``blocks`` lie, uint64 ``[len(blocks) * layers]``.
+
+        Raises IndexError for a block that is not there.
+        """
+        ids = np.asarray(blocks, dtype=np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.blocks:
+            raise IndexError(f"blocks {ids.min()} to {ids.max()} of {self.blocks}")
+        steps = ids[:, None] * self.memory.block_step
+        layers = np.arange(self.layers)[None, :] * self.memory.layer_step
+        return (self.memory.base + steps + layers).astype(np.uint64).reshape(-1)
+
+    def wipe(self, blocks: Sequence[int]) -> None:
+        """Overwrite ``blocks`` with zeros."""
+        self._pages[:, list(blocks)] = 0
 
 
 def _one_array(views: Sequence[Bytes]) -> Bytes:
@@ -96,40 +144,6 @@ def _one_array(views: Sequence[Bytes]) -> Bytes:
     )
 
 
-class DevicePages:
-    """Pages in device memory, copied through a pinned buffer on a stream of our own."""
-
-    def __init__(self, caches: Sequence[torch.Tensor]) -> None:
-        self._views = _page_views(caches)
-        self.layers = len(self._views)
-        self.blocks, self.page_bytes = self._views[0].shape
-        self._device = self._views[0].device
-        self._stream = torch.cuda.Stream(self._device)
-        self._staging = torch.empty(
-            (self.layers, self.page_bytes), dtype=torch.int8, pin_memory=True
-        )
-
-    def gather(self, block: int, buffer: Bytes) -> None:
-        """Copy block ``block`` out of device memory."""
-        with torch.cuda.stream(self._stream):
-            for layer, view in enumerate(self._views):
-                self._staging[layer].copy_(view[block], non_blocking=True)
-        self._stream.synchronize()
-        np.copyto(buffer.view(np.int8), self._staging.numpy().reshape(-1))
-
-    def scatter(self, block: int, buffer: Bytes) -> None:
-        """Copy ``buffer`` into device memory and wait until it is there."""
-        np.copyto(self._staging.numpy().reshape(-1), buffer.view(np.int8))
-        with torch.cuda.stream(self._stream):
-            for layer, view in enumerate(self._views):
-                view[block].copy_(self._staging[layer], non_blocking=True)
-        self._stream.synchronize()
-
-    def fence(self) -> None:
-        """See KVPages. The engine computes on a stream of its own that only its thread knows."""
-        torch.cuda.current_stream(self._device).synchronize()
-
-
 def open_pages(caches: Sequence[torch.Tensor]) -> KVPages:
     """Pages of the engine's KV tensors (one per layer, block first), by where they live.
 
@@ -137,4 +151,4 @@ def open_pages(caches: Sequence[torch.Tensor]) -> KVPages:
     """
     if not caches:
         raise ConfigError("the engine registered no KV cache")
-    return HostPages(caches) if caches[0].device.type == "cpu" else DevicePages(caches)
+    return HostPages(caches) if caches[0].device.type == "cpu" else DevicePages(_page_views(caches))

@@ -16,13 +16,17 @@ GIVEN_UP = 1024
 
 @dataclass(frozen=True)
 class Reservation:
-    """Memory the engine holds for a transfer: ``block_ids[i]`` is for position ``first + i``."""
+    """Memory the engine holds for a transfer.
+
+    ``block_ids[g][i]`` is for position ``first[g] + i`` of KV group ``g``; all groups end at the
+    same position.
+    """
 
     transfer: bytes
     peer: str
     sender_generation: str
-    first: int
-    block_ids: tuple[int, ...]
+    first: tuple[int, ...]
+    block_ids: tuple[tuple[int, ...], ...]
     deadline: float
 
 
@@ -31,6 +35,7 @@ class Placement:
     """Where the blocks of one message belong, once their digests have been found right."""
 
     transfer: bytes
+    group: int
     first: int
     block_ids: tuple[int, ...]
     digests: tuple[bytes, ...]
@@ -38,19 +43,34 @@ class Placement:
 
 @dataclass(frozen=True)
 class Ended:
-    """A transfer is over, since ``at``. ``reason`` is None when every block is in place."""
+    """A transfer is over, since ``at``. ``reason`` is None when every block is in place.
+
+    All that was wanted below position ``through`` is; ``received_blocks`` counts all groups'.
+    """
 
     transfer: bytes
     reason: FailReason | None
     detail: str
     received_blocks: int
+    through: int
     at: float
 
 
 @dataclass
 class _Inbound:
     reservation: Reservation
-    next: int
+    next: list[int]
+
+    def ends(self) -> list[int]:
+        """For each group the position behind its last."""
+        wanted = self.reservation
+        return [a + len(ids) for a, ids in zip(wanted.first, wanted.block_ids, strict=True)]
+
+    def through(self) -> int:
+        """The position below which all that is wanted has been written."""
+        ends = self.ends()
+        lacking = [at for at, end in zip(self.next, ends, strict=True) if at < end]
+        return min(lacking, default=max(ends))
 
 
 class ReceiverCore:
@@ -71,8 +91,8 @@ class ReceiverCore:
         """Memory is reserved; blocks may come. Nothing to fetch ends it at once."""
         if reservation.transfer in self._live:
             raise ValueError("this transfer is being received already")
-        self._live[reservation.transfer] = _Inbound(reservation, reservation.first)
-        if not reservation.block_ids:
+        self._live[reservation.transfer] = _Inbound(reservation, list(reservation.first))
+        if not any(reservation.block_ids):
             self._end(reservation.transfer, None, "", now)
         elif reservation.transfer in self._given_up:
             self.abandon(reservation.transfer, now)
@@ -87,29 +107,33 @@ class ReceiverCore:
         inbound = self._live.get(message.transfer)
         if inbound is None or not self._from_sender(inbound, peer, message):
             return None
-        wanted, count = inbound.reservation, len(message.digests)
-        if message.first < inbound.next:
-            return None
-        end = wanted.first + len(wanted.block_ids)
-        if message.first > inbound.next or message.first + count > end:
+        count, group = len(message.digests), message.group
+        ends = inbound.ends()
+        if group >= len(ends) or message.first > inbound.next[group]:
             self._fail(message.transfer, "protocol", "blocks out of order", now)
+            return None
+        if message.first < inbound.next[group]:
+            return None
+        if message.first + count > ends[group]:
+            self._fail(message.transfer, "protocol", "more blocks than were asked for", now)
             return None
         if payload_bytes != count * self._block_bytes:
             self._fail(message.transfer, "protocol", f"{count} blocks in {payload_bytes} B", now)
             return None
-        at = message.first - wanted.first
-        ids = wanted.block_ids[at : at + count]
-        return Placement(message.transfer, message.first, ids, message.digests)
+        at = message.first - inbound.reservation.first[group]
+        ids = inbound.reservation.block_ids[group][at : at + count]
+        return Placement(message.transfer, group, message.first, ids, message.digests)
 
     def placed(self, placement: Placement, now: float) -> None:
         """These blocks are written. The last one completes the transfer."""
         inbound = self._live.get(placement.transfer)
         if inbound is None:
             return
-        inbound.next = placement.first + len(placement.block_ids)
-        wanted = inbound.reservation
-        self._outgoing.append((wanted.peer, Received(placement.transfer, inbound.next)))
-        if inbound.next == wanted.first + len(wanted.block_ids):
+        through = placement.first + len(placement.block_ids)
+        inbound.next[placement.group] = through
+        told = Received(placement.transfer, placement.group, through)
+        self._outgoing.append((inbound.reservation.peer, told))
+        if inbound.next == inbound.ends():
             self._end(placement.transfer, None, "", now)
 
     def corrupt(self, placement: Placement, position: int, now: float) -> None:
@@ -123,10 +147,10 @@ class ReceiverCore:
         if inbound and inbound.reservation.peer == peer:
             self._end(message.transfer, message.reason, message.detail, now)
 
-    def peer_lost(self, peer: str, now: float) -> None:
-        """A sender's connection is gone, and with it all its transfers."""
+    def peer_lost(self, peer: str, detail: str, now: float) -> None:
+        """There is no way to a sender any more, which ends all its transfers."""
         for transfer in [t for t, i in self._live.items() if i.reservation.peer == peer]:
-            self._end(transfer, "peer-lost", f"lost the connection to {peer}", now)
+            self._end(transfer, "peer-lost", detail, now)
 
     def abandon(self, transfer: bytes, now: float) -> None:
         """Nobody will send this any more, or nobody wants it; also if it has not begun yet."""
@@ -171,5 +195,5 @@ class ReceiverCore:
 
     def _end(self, transfer: bytes, reason: FailReason | None, detail: str, now: float) -> None:
         inbound = self._live.pop(transfer)
-        received = inbound.next - inbound.reservation.first
-        self._ended.append(Ended(transfer, reason, detail, received, now))
+        received = sum(inbound.next) - sum(inbound.reservation.first)
+        self._ended.append(Ended(transfer, reason, detail, received, inbound.through(), now))

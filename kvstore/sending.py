@@ -15,6 +15,7 @@ from kvstore.layout import KVLayout
 from kvstore.messages import (
     PROTOCOL_VERSION,
     Cancel,
+    Carriage,
     Failed,
     FailReason,
     Ready,
@@ -26,12 +27,21 @@ TOMBSTONES = 4096
 """Ended transfers remembered, so that a late Ready is refused at once instead of waiting."""
 
 
+Place = tuple[int, int]
+"""(KV group, position in the prompt)."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Blocks to send next: positions ``first …``, found in the pages of ``block_ids``."""
+    """Blocks to send next: positions ``first …`` of a group, found in the pages of ``block_ids``.
+
+    ``carriage`` "pages": the receiver reads them there, so they stay until it has them.
+    """
 
     transfer: bytes
     peer: bytes
+    carriage: Carriage
+    group: int
     first: int
     block_ids: tuple[int, ...]
 
@@ -42,13 +52,30 @@ class _Outbound:
     prompt: Prompt | None = None
     peer: bytes | None = None
     ready: Ready | None = None
-    pages: dict[int, int] = field(default_factory=dict)
-    next: int = 0
-    acked: int = 0
+    pages: dict[Place, int] = field(default_factory=dict)
+    next: list[int] = field(default_factory=list)
+    acked: list[int] = field(default_factory=list)
+    closed: bool = False
 
     @property
-    def shipping(self) -> bool:
-        return self.prompt is not None and self.ready is not None
+    def under_way(self) -> int:
+        """Blocks sent and not yet acknowledged."""
+        return sum(self.next) - sum(self.acked)
+
+    def lacks(self) -> bool:
+        """Whether something that is wanted has neither been sent nor supplied."""
+        assert self.ready is not None
+        return any(
+            (group, at) not in self.pages
+            for group, first in enumerate(self.next)
+            for at in range(first, self.ready.stop)
+        )
+
+    def over(self) -> bool:
+        """Whether the pages are no longer needed."""
+        assert self.ready is not None
+        done = self.acked if self.ready.carriage == "pages" else self.next
+        return all(through >= self.ready.stop for through in done)
 
 
 class SenderCore:
@@ -84,13 +111,22 @@ class SenderCore:
         if outbound.ready is not None:
             self._start(transfer, outbound)
 
-    def supply(self, transfer: bytes, pages: Mapping[int, int]) -> None:
-        """Pages (position to block id) whose KV is complete. What was shipped is not repeated."""
-        if outbound := self._live.get(transfer):
-            outbound.pages.update((at, page) for at, page in pages.items() if at >= outbound.next)
+    def supply(self, transfer: bytes, pages: Mapping[Place, int]) -> None:
+        """Pages whose KV is complete. What was shipped is not repeated."""
+        outbound = self._live.get(transfer)
+        if outbound is None:
+            return
+        next_of = outbound.next
+        for place, page in pages.items():
+            if not next_of or (place[0] < len(next_of) and place[1] >= next_of[place[0]]):
+                outbound.pages[place] = page
 
     def withdraw(self, transfer: bytes) -> None:
-        """The engine takes its pages back (preemption); it will supply them again."""
+        """The engine takes its pages back (preemption); it will supply them again.
+
+        A receiver that reads pages itself may still read those it was told of: their digests then
+        tell it what it read.
+        """
         if outbound := self._live.get(transfer):
             outbound.pages.clear()
 
@@ -99,8 +135,8 @@ class SenderCore:
         if transfer in self._gone:
             return
         outbound = self._live.setdefault(transfer, _Outbound(0.0))
-        blocks = outbound.prompt.blocks if outbound.prompt else None
-        if blocks is None or set(range(outbound.next, blocks)) - outbound.pages.keys():
+        outbound.closed = True
+        if not self._computed(outbound):
             self._fail(transfer, "prefill-failed", "the prompt was not computed to its end")
 
     # -- from the wire and the clock
@@ -128,10 +164,14 @@ class SenderCore:
             self._start(transfer, outbound)
 
     def on_received(self, peer: bytes, message: Received) -> None:
-        """The receiver has written everything below ``through``."""
+        """The receiver has written everything of a group below ``through``."""
         outbound = self._live.get(message.transfer)
-        if outbound and outbound.peer == peer and message.through <= outbound.next:
-            outbound.acked = max(outbound.acked, message.through)
+        if outbound is None or outbound.peer != peer or message.group >= len(outbound.next):
+            return
+        group = message.group
+        if message.through <= outbound.next[group]:
+            outbound.acked[group] = max(outbound.acked[group], message.through)
+            self._end_if_over(message.transfer, outbound)
 
     def on_cancel(self, peer: bytes, message: Cancel) -> None:
         """The receiver wants no more."""
@@ -151,26 +191,28 @@ class SenderCore:
 
     # -- to the wire and the engine
 
-    def next_batch(self, limit: int) -> Batch | None:
-        """Up to ``limit`` consecutive blocks of one transfer that may go now, fairest first."""
+    def next_batch(self, room: Mapping[Carriage, int]) -> Batch | None:
+        """Consecutive blocks that may go now, at most ``room`` of a carriage; fairest first."""
         for transfer, outbound in self._live.items():
-            room = min(limit, self._window - (outbound.next - outbound.acked))
-            ids = _run(outbound.pages, outbound.next, room) if outbound.shipping else ()
-            if ids and outbound.peer is not None:
-                self._live.move_to_end(transfer)
-                return Batch(transfer, outbound.peer, outbound.next, ids)
+            ready, peer = outbound.ready, outbound.peer
+            if not outbound.next or ready is None or peer is None:
+                continue
+            most = min(room.get(ready.carriage, 0), self._window - outbound.under_way)
+            for group, first in enumerate(outbound.next):
+                if ids := _run(outbound.pages, group, range(first, min(first + most, ready.stop))):
+                    self._live.move_to_end(transfer)
+                    return Batch(transfer, peer, ready.carriage, group, first, ids)
         return None
 
     def sent(self, batch: Batch) -> None:
-        """The batch's bytes have left the pages. The last one settles the transfer."""
+        """The batch's bytes have left the pages, or the receiver has been told where they lie."""
         outbound = self._live.get(batch.transfer)
-        if outbound is None or outbound.next != batch.first:
+        if outbound is None or outbound.next[batch.group] != batch.first:
             return
-        outbound.next += len(batch.block_ids)
-        for position in range(batch.first, outbound.next):
-            outbound.pages.pop(position, None)
-        if outbound.prompt is not None and outbound.next >= outbound.prompt.blocks:
-            self._end(batch.transfer, None)
+        outbound.next[batch.group] += len(batch.block_ids)
+        for at in range(batch.first, outbound.next[batch.group]):
+            outbound.pages.pop((batch.group, at), None)
+        self._end_if_over(batch.transfer, outbound)
 
     def take_replies(self) -> list[tuple[bytes, Failed]]:
         """Messages for peers since the last call."""
@@ -199,20 +241,43 @@ class SenderCore:
             return "layout-mismatch", str(error)
         return None
 
+    def _computed(self, outbound: _Outbound) -> bool:
+        """Whether the prompt was computed to its end, as far as its receiver wants it."""
+        if outbound.prompt is None:
+            return False
+        if outbound.next:
+            return not outbound.lacks()
+        last = outbound.prompt.blocks - 1
+        return all((group, last) in outbound.pages for group in range(len(self._layout.groups)))
+
     def _start(self, transfer: bytes, outbound: _Outbound) -> None:
         ready, prompt = outbound.ready, outbound.prompt
         assert ready is not None
         assert prompt is not None
         if not hmac.compare_digest(ready.mac, ready_mac(self._key, ready, prompt)):
             self._fail(transfer, "not-authentic", "the receiver does not hold this prompt")
-        elif ready.blocks != prompt.blocks or ready.first > prompt.blocks:
+            return
+        bounds = (*ready.first, ready.stop)
+        if (
+            ready.blocks != prompt.blocks
+            or max(bounds) > prompt.blocks
+            or max(bounds) > ready.stop
+            or len(ready.first) != len(self._layout.groups)
+        ):
             self._fail(transfer, "protocol", "the receiver counts blocks differently")
-        elif ready.first == prompt.blocks:
-            self._end(transfer, None)
+            return
+        outbound.next, outbound.acked = list(ready.first), list(ready.first)
+        for group, at in list(outbound.pages):
+            if group >= len(ready.first) or not ready.first[group] <= at < ready.stop:
+                del outbound.pages[group, at]
+        if outbound.closed and outbound.lacks():
+            self._fail(transfer, "prefill-failed", "the prompt was not computed to its end")
         else:
-            outbound.next = outbound.acked = ready.first
-            for position in [at for at in outbound.pages if at < ready.first]:
-                del outbound.pages[position]
+            self._end_if_over(transfer, outbound)
+
+    def _end_if_over(self, transfer: bytes, outbound: _Outbound) -> None:
+        if outbound.over():
+            self._end(transfer, None)
 
     def _fail(self, transfer: bytes, reason: FailReason, detail: str) -> None:
         outbound = self._live[transfer]
@@ -232,8 +297,12 @@ class SenderCore:
             self._gone.popitem(last=False)
 
 
-def _run(pages: Mapping[int, int], first: int, limit: int) -> tuple[int, ...]:
+def _run(pages: Mapping[Place, int], group: int, positions: range) -> tuple[int, ...]:
+    """The pages of the unbroken run of ``positions`` that have been supplied."""
     ids: list[int] = []
-    while len(ids) < limit and first + len(ids) in pages:
-        ids.append(pages[first + len(ids)])
+    for at in positions:
+        page = pages.get((group, at))
+        if page is None:
+            break
+        ids.append(page)
     return tuple(ids)

@@ -1,7 +1,8 @@
 """The DRAM tier as the rest of kvferry sees it: two small interfaces and the queue behind one.
 
-A **tier** keeps whole chunks of ``chunk_tokens`` tokens of KV, named by the tokens from the start
-of the prompt and by the tenant's salt. The engine's scheduler asks it (:class:`TierLookup`), the
+A **tier** keeps whole chunks of ``chunk_tokens`` tokens of KV and, for models with sliding windows,
+the window before a chunk's end (``tier_shape``), named by the tokens from the start of the prompt
+and by the tenant's salt. The engine's scheduler asks it (:class:`TierLookup`), the
 engine's worker copies to and from it (:class:`TierCopy`); neither ever waits for it. A tier that
 is down holds nothing and takes nothing; it is back by itself.
 
@@ -20,6 +21,8 @@ import enum
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from kvstore.tier_shape import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +55,9 @@ class TierOp:
     """One copy between the engine's pages and the tier.
 
     ``tokens`` are the prompt's from its start to ``end`` or beyond; ``start`` and ``end`` are
-    multiples of the tier's chunk. ``block_ids`` cover exactly ``[start, end)``. A load leaves the
-    pages of the first ``skip_first_tokens`` (whole blocks) of that range untouched.
+    multiples of the tier's chunk. ``block_ids`` are those of the chunks of ``[start, end)``, or of
+    the window before ``end`` (``start`` is then one chunk before), in the order ``TierShape``
+    gives. A load leaves the pages of the first ``skip_blocks`` of them untouched.
     """
 
     op: int
@@ -63,18 +67,19 @@ class TierOp:
     start: int
     end: int
     block_ids: list[int]
-    skip_first_tokens: int = 0
+    skip_blocks: int = 0
+    part: Part = "chunks"
 
 
 @dataclass(frozen=True, slots=True)
 class TierResult:
-    """How an op ended; each op has exactly one. ``tokens``: how many it has copied."""
+    """How an op ended; each op has exactly one. ``blocks``: how many it has copied."""
 
     op_id: int
     request: str
     kind: Kind
     ok: bool
-    tokens: int
+    blocks: int
     reason: str | None
 
 
@@ -89,13 +94,17 @@ class TierLookup(Protocol):
         """Begin to look up a prompt and lock what is found. Once per request until ``end``."""
 
     def poll(self, request: str) -> int | None:
-        """Tokens held from the prompt's start, a multiple of the chunk; None: not known yet.
+        """Tokens from the prompt's start after which it can be resumed; None: not known yet.
 
-        0 is final: nothing is held, the tier is down or took too long.
+        A multiple of the chunk: all chunks before it are held and, where windows are needed, the
+        one before it. 0 is final: nothing is held, the tier is down or took too long.
         """
 
     def keep(self, request: str, start: int, end: int) -> None:
-        """The engine will load tokens ``[start, end)``; unlock the rest."""
+        """The engine will load tokens ``[start, end)``, and the window at ``end``; unlock the rest.
+
+        ``end`` is what ``poll`` said, or the range is empty.
+        """
 
     def end(self, request: str) -> None:
         """The request is over: unlock what is still locked. May be repeated."""
@@ -238,7 +247,7 @@ class OpQueue:
 
     def refuse(self, kind: Kind, op: TierOp, reason: str) -> None:
         """The op fails without having been queued."""
-        self._results.append(TierResult(op.op, op.request, kind, ok=False, tokens=0, reason=reason))
+        self._results.append(TierResult(op.op, op.request, kind, ok=False, blocks=0, reason=reason))
 
     def take(self) -> Job | None:
         """The next job, now running; None when there is none."""
@@ -267,7 +276,7 @@ class OpQueue:
         self._require(Stage.COPYING)
         self._stage = Stage.SETTLING
 
-    def finish(self, *, ok: bool, tokens: int = 0, reason: str | None = None) -> None:
+    def finish(self, *, ok: bool, blocks: int = 0, reason: str | None = None) -> None:
         """The running job is over."""
         job = self._running
         if job is None:
@@ -275,7 +284,7 @@ class OpQueue:
         self._running = None
         if not self._abandoned:
             op = job.op
-            self._results.append(TierResult(op.op, op.request, job.kind, ok, tokens, reason))
+            self._results.append(TierResult(op.op, op.request, job.kind, ok, blocks, reason))
 
     def withdraw(self, request: str) -> list[Job]:
         """Drop the request's queued ops, which fail; returns them. See ``touches``."""

@@ -31,11 +31,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Unlock these token ranges of the lookup and forget it."""
+    """Unlock these token ranges of the lookup and the window at ``window`` (0: none); forget it."""
 
     session: str
     key: TierKey
     ranges: tuple[tuple[int, int], ...]
+    window: int = 0
 
 
 class _Stage(enum.Enum):
@@ -80,7 +81,7 @@ class LookupLedger:
         return ask
 
     def answered(self, session: str, tokens: int) -> Release | None:
-        """The server has locked the first ``tokens`` tokens for this lookup."""
+        """The server has locked the first ``tokens`` tokens for this lookup, and their window."""
         entry = self._unanswered.pop(session, None)
         if entry is None:
             return None
@@ -89,7 +90,7 @@ class LookupLedger:
             return None
         entry.stage = _Stage.SPENT
         # A miss may be a lookup the server had not registered yet, so all of it is unlocked.
-        return Release(session, entry.ask.key, ((0, tokens or entry.ask.end),))
+        return Release(session, entry.ask.key, ((0, tokens or entry.ask.end),), tokens)
 
     def poll(self, request: str, now: float) -> int | None:
         """See ``TierLookup.poll``."""
@@ -103,7 +104,10 @@ class LookupLedger:
         return entry.held if entry.stage is _Stage.HELD else 0
 
     def keep(self, request: str, start: int, end: int) -> Release | None:
-        """The engine will load ``[start, end)``, widened to whole chunks; unlock the rest."""
+        """The engine will load ``[start, end)``, widened to whole chunks; unlock the rest.
+
+        The window is the load's too if the range ends where it lies.
+        """
         entry = self._requests.get(request)
         if entry is None:
             return None
@@ -115,7 +119,8 @@ class LookupLedger:
         end = min(-(-end // self._chunk) * self._chunk, entry.held)
         rest = ((0, start), (end, entry.held)) if start < end else ((0, entry.held),)
         ranges = tuple(part for part in rest if part[0] < part[1])
-        return Release(entry.ask.session, entry.ask.key, ranges)
+        window = 0 if start < end == entry.held else entry.held
+        return Release(entry.ask.session, entry.ask.key, ranges, window)
 
     def end(self, request: str) -> Release | None:
         """The request is over."""
@@ -123,10 +128,15 @@ class LookupLedger:
         if entry is None:
             return None
         held, entry.stage = entry.stage is _Stage.HELD, _Stage.SPENT
-        return Release(entry.ask.session, entry.ask.key, ((0, entry.held),)) if held else None
+        if not held:
+            return None
+        return Release(entry.ask.session, entry.ask.key, ((0, entry.held),), entry.held)
 
     def lost(self) -> list[Release]:
-        """No answer will come any more to what was asked; unlock it once the server is back."""
+        """No answer will come any more to what was asked; unlock it once the server is back.
+
+        Which window it has locked, if any, is not known: that lock runs out by itself.
+        """
         entries, self._unanswered = self._unanswered, {}
         for entry in entries.values():
             entry.stage = _Stage.SPENT

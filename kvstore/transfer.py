@@ -10,9 +10,9 @@ A transfer, seen from both ends::
     settled    pages no longer needed: told once
 
 ``Ready`` may come before ``open`` and pages before either; the order of the three does not matter.
-Positions count a prompt's blocks from zero; the two ends' block ids never meet. The sender keeps
-at most ``window`` unacknowledged blocks of a transfer on the way, the receiver takes them only in
-order, so neither can be made to hold more than it reserved.
+A place is a pair (KV group, position); positions count a prompt's blocks from zero. The sender
+keeps at most ``window`` unacknowledged blocks of a transfer on the way, the receiver takes those
+of a group only in order, so neither can be made to hold more than it reserved.
 
 Both are state machines without sockets, threads or clocks: times are absolute, from one monotonic
 clock of the caller's.
@@ -45,7 +45,8 @@ def ready_mac(key: bytes, ready: Ready, prompt: Prompt) -> bytes:
         prompt.salt.encode(),
         prompt.digest,
         prompt.blocks.to_bytes(8, "little"),
-        ready.first.to_bytes(8, "little"),
+        b"".join(first.to_bytes(8, "little") for first in ready.first),
+        ready.stop.to_bytes(8, "little"),
     )
     framed = b"".join(len(part).to_bytes(4, "little") + part for part in fields)
     return hmac.digest(key, framed, "sha256")

@@ -7,7 +7,7 @@ in one process, so nothing here is shared through the module.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    SupportsHMA,
 )
 
 from kvstore.credentials import load_or_create
 from kvstore.engine_facts import (
     CACHE_ORDER,
+    groups_of,
     isa_of,
     layout_of,
     require_supported,
@@ -31,16 +33,15 @@ from kvstore.engine_waits import nap_between_looks
 from kvstore.handoff import to_params
 from kvstore.lmcache_tier import open_copy, open_lookup
 from kvstore.pages import open_pages
-from kvstore.sending import SenderCore
-from kvstore.transport.wire import PrefillWire
+from kvstore.transport.opening import Setting, open_shipper
 from prefill.orders import Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
-from prefill.shipping import BUFFERS, Shipper
 from prefill.working import PrefillWorking
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -59,24 +60,50 @@ class PrefillMetadata(KVConnectorMetadata):
         return f"{type(self).__name__}()"
 
 
-class PrefillConnector(KVConnectorBase_V1):
+class PoolHolds:
+    """``BlockHolds`` over vLLM's own block pool, which it binds once it has made it."""
+
+    def __init__(self) -> None:
+        self._pool: BlockPool | None = None
+
+    def bind(self, pool: BlockPool) -> None:
+        """Blocks are held in ``pool`` from now on."""
+        self._pool = pool
+
+    def hold(self, block_ids: Sequence[int]) -> None:
+        """See ``BlockHolds``."""
+        assert self._pool is not None
+        self._pool.touch([self._pool.blocks[block] for block in block_ids])
+
+    def release(self, block_ids: Sequence[int]) -> None:
+        """See ``BlockHolds``."""
+        assert self._pool is not None
+        # The last blocks of a prompt are the first to go: a hit needs those before them.
+        self._pool.free_blocks([self._pool.blocks[block] for block in reversed(block_ids)])
+
+
+class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
     """The producer's connector."""
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        require_supported(vllm_config, kv_cache_config)
+        require_supported(vllm_config)
         if vllm_config.device_config.device_type == "cpu":
             nap_between_looks(shm_broadcast)
         self._config = vllm_config
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        self._groups = groups_of(kv_cache_config)
+        self._holds = PoolHolds()
         self._working: PrefillWorking | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._scheduling = PrefillScheduling(
-                open_lookup(self._settings, vllm_config),
+                open_lookup(self._settings, vllm_config, self._groups),
+                self._groups,
                 vllm_config.cache_config.block_size,
                 self._settings.ship.lease_seconds,
+                self._holds,
                 time.monotonic,
             )
 
@@ -85,6 +112,9 @@ class PrefillConnector(KVConnectorBase_V1):
         return CACHE_ORDER
 
     # -- scheduler
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        self._holds.bind(gpu_block_pool)
 
     def on_new_request(self, request: Request) -> None:
         self._scheduling.added(request)
@@ -98,8 +128,8 @@ class PrefillConnector(KVConnectorBase_V1):
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
-        ids = blocks.get_block_ids()[0]
-        self._scheduling.allocated(request.request_id, ids, num_external_tokens)
+        tables = blocks.get_block_ids()
+        self._scheduling.allocated(request.request_id, tables, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefillMetadata:
         self._scheduling.preempted(scheduler_output.preempted_req_ids or ())
@@ -108,9 +138,10 @@ class PrefillConnector(KVConnectorBase_V1):
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.loaded(connector_output.finished_recving or ())
+        self._scheduling.sent(connector_output.finished_sending or ())
 
-    def request_finished(
-        self, request: Request, block_ids: list[int]
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         report = self._scheduling.report(request.request_id)
         waits = self._scheduling.finished(request.request_id)
@@ -121,18 +152,11 @@ class PrefillConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         caches = list(kv_caches.values())
         pages = open_pages(caches)
-        settings, ship = self._settings, self._settings.ship
-        layout = layout_of(self._config, settings.model_name, pages, isa_of(caches))
+        settings = self._settings
+        layout = layout_of(self._config, settings.model_name, self._groups, pages, isa_of(caches))
         credentials = load_or_create(Path(settings.state_dir))
-        core = SenderCore(
-            settings.generation,
-            layout,
-            credentials.transport_key(),
-            window=ship.window_blocks,
-            limit=ship.max_transfers,
-        )
-        wire = PrefillWire(settings.addresses.ship, credentials, queue=ship.max_transfers + BUFFERS)
-        shipper = Shipper(core, pages, wire, settings.generation, time.monotonic)
+        setting = Setting(settings.ship, credentials, time.monotonic)
+        shipper = open_shipper(settings.addresses.ship, pages, layout, settings.generation, setting)
         tier = open_copy(settings, self._config, layout)
         tier.attach(kv_caches)
         self._working = PrefillWorking(shipper, tier)
@@ -170,7 +194,7 @@ class PrefillConnector(KVConnectorBase_V1):
 
 
 def _scheduled(output: SchedulerOutput) -> Iterator[Scheduled]:
-    """Every request in this step, with its block table (one KV cache group)."""
+    """Every request in this step, with its block tables."""
     state = output.kv_connector_block_state
     cached = output.scheduled_cached_reqs
     computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
@@ -178,4 +202,4 @@ def _scheduled(output: SchedulerOutput) -> Iterator[Scheduled]:
     for request, count in computed.items():
         tables = state.get_block_ids(request)
         if tables is not None:
-            yield Scheduled(request, count, output.num_scheduled_tokens[request], tables[0])
+            yield Scheduled(request, count, output.num_scheduled_tokens[request], tables)

@@ -20,10 +20,10 @@ class Opening:
 
 @dataclass(frozen=True)
 class Supply:
-    """Pages (position to block id) of a transfer."""
+    """Blocks of a transfer: (group, position) to block id."""
 
     transfer: bytes
-    pages: dict[int, int]
+    pages: dict[tuple[int, int], int]
 
 
 @dataclass

@@ -6,6 +6,10 @@ A request's stages::
      └──────────────── otherwise ─────────────────────────────────────────────▶ COMPUTING
 
 The tier is asked once per request; after that the engine computes, whatever happens.
+
+Of a sliding group only the blocks are shipped that live at the prompt's end. vLLM gives such
+blocks away as soon as the window has passed them, the last of them when the request finishes and
+though we have asked it to wait; so each one ordered to be read is held until that has ended.
 """
 
 from __future__ import annotations
@@ -13,29 +17,46 @@ from __future__ import annotations
 import enum
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
 from kvstore.handoff import EngineRequest, PrefillReport, prefill_ticket
+from kvstore.layout import KVGroup
 from kvstore.once import UsedOnce
 from kvstore.tier import TierKey, TierLookup, TierOp
+from kvstore.tier_shape import NULL_BLOCK, Part, TierShape
 from kvstore.transfer import Prompt
 from prefill.orders import Opening, Orders, Supply
 
 log = logging.getLogger("kvferry.prefill")
 
+BlockTables = Sequence[Sequence[int]]
+
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A request in this step: ``computed`` tokens before it, ``planned`` more by its end."""
+    """A request in this step: ``computed`` tokens before it, ``planned`` more by its end.
+
+    ``tables``: its block table in each KV cache group.
+    """
 
     request: str
     computed: int
     planned: int
-    block_ids: Sequence[int]
+    tables: BlockTables
+
+
+class BlockHolds(Protocol):
+    """Keeps blocks of the engine from being given to another request; holds are counted."""
+
+    def hold(self, block_ids: Sequence[int]) -> None: ...
+
+    def release(self, block_ids: Sequence[int]) -> None: ...
 
 
 class Stage(enum.Enum):
@@ -58,7 +79,8 @@ class _Tracked:
     dram: int = 0
     begun: float | None = None
     stored: int = 0
-    supplied: int = 0
+    window_stored: int = 0
+    supplied: list[int] = field(default_factory=list)
     opened: bool = False
     ordered_stores: bool = False
 
@@ -67,10 +89,20 @@ class PrefillScheduling:
     """Owned by the engine's scheduler; no method waits for anything."""
 
     def __init__(
-        self, tier: TierLookup, block_size: int, lease_seconds: float, clock: Clock
+        self,
+        tier: TierLookup,
+        groups: tuple[KVGroup, ...],
+        block_size: int,
+        lease_seconds: float,
+        holds: BlockHolds,
+        clock: Clock,
     ) -> None:
         self._tier = tier
+        self._groups = groups
+        self._shape = TierShape(groups, block_size, tier.chunk_tokens)
         self._block_size = block_size
+        self._holds = holds
+        self._held: defaultdict[str, list[int]] = defaultdict(list)
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
@@ -95,11 +127,13 @@ class PrefillScheduling:
         if held is None:
             return None
         tracked.local = computed
-        tracked.stored = min(held, len(tracked.tokens))
-        return max(0, tracked.stored - computed)
+        tracked.stored = tracked.window_stored = held
+        # The last token is computed in any case; the engine would reserve a sliding group's blocks
+        # as for the token after it, and so without the first one that the last token attends to.
+        return max(0, min(held, len(tracked.tokens) - 1) - computed)
 
-    def allocated(self, request: str, block_ids: Sequence[int], external: int) -> None:
-        """The engine has reserved ``block_ids`` for the request, ``external`` tokens to load."""
+    def allocated(self, request: str, tables: BlockTables, external: int) -> None:
+        """The engine has reserved blocks for the request, ``external`` tokens to load."""
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return
@@ -107,12 +141,13 @@ class PrefillScheduling:
             tracked.stage = Stage.COMPUTING
             self._tier.keep(request, 0, 0)
             return
-        tracked.stage, tracked.loading = Stage.LOADING, external
-        end = tracked.local + external
+        tracked.stage, tracked.loading = Stage.LOADING, tracked.stored - tracked.local
+        end = tracked.stored
         start = tracked.local // self._tier.chunk_tokens * self._tier.chunk_tokens
         self._tier.keep(request, start, end)
-        skip = tracked.local - start
-        self._orders.loads.append(self._op(request, tracked, start, end, block_ids, skip))
+        self._load(request, tracked, "chunks", start, tables)
+        if self._shape.windowed:
+            self._load(request, tracked, "window", end - self._tier.chunk_tokens, tables)
 
     def loaded(self, requests: Iterable[str]) -> None:
         """Loads are over, well or not."""
@@ -124,7 +159,8 @@ class PrefillScheduling:
         """The engine has taken these requests' pages back; it will compute them again."""
         for request in requests:
             if tracked := self._tracked.get(request):
-                tracked.supplied = 0
+                tracked.supplied.clear()
+                self._release(request)
                 self._orders.withdrawals.append((request, tracked.transfer))
 
     def step(self, scheduled: Iterable[Scheduled], idle: bool = False) -> Orders:
@@ -140,6 +176,11 @@ class PrefillScheduling:
         orders, self._orders = self._orders, Orders()
         orders.idle = idle
         return orders
+
+    def sent(self, requests: Iterable[str]) -> None:
+        """These finished requests' blocks are no longer read."""
+        for request in requests:
+            self._release(request)
 
     def report(self, request: str) -> PrefillReport | None:
         """The request's account of itself, as of now; None where nothing was computed for it."""
@@ -192,57 +233,100 @@ class PrefillScheduling:
             Opening(tracked.transfer, request, prompt, tracked.lease_until)
         )
 
-    def _written(self, item: Scheduled) -> Sequence[int]:
-        """The pages that this step's forward pass writes for ``item``."""
+    def _written(self, item: Scheduled) -> Iterator[int]:
+        """The blocks that this step's forward pass writes for ``item``."""
         end = -(-(item.computed + item.planned) // self._block_size)
-        return item.block_ids[item.computed // self._block_size : end]
+        for table in item.tables:
+            yield from table[item.computed // self._block_size : end]
 
     def _supply(self, tracked: _Tracked, item: Scheduled, written: set[int]) -> None:
         """Order the shipping of what is complete before this step's forward pass, and after.
 
         The engine counts as computed what another request of this very step is about to compute:
-        such a page, and all behind it, is complete only after the pass.
+        such a page, and all behind it in its group, is complete only after the pass.
         """
         if tracked.transfer is None:
             return
-        length = len(tracked.tokens)
-        before = min(item.computed, length) // self._block_size
-        early = range(tracked.supplied, before)
-        before = next((at for at in early if item.block_ids[at] in written), before)
+        length, size = len(tracked.tokens), self._block_size
+        tracked.supplied = tracked.supplied or [
+            group.first_live(length - 1, size) for group in self._groups
+        ]
+        complete = min(item.computed, length) // size
+        before = [
+            next((at for at in range(done, complete) if table[at] in written), complete)
+            for done, table in zip(tracked.supplied, item.tables, strict=True)
+        ]
+        self._supply_until(tracked, item, before, self._orders.supplies_before)
         reached = item.computed + item.planned
-        after = reached // self._block_size
-        if reached >= length:
-            after = -(-length // self._block_size)
-        for until, supplies in (
-            (before, self._orders.supplies_before),
-            (after, self._orders.supplies_after),
-        ):
-            pages = {at: item.block_ids[at] for at in range(tracked.supplied, until)}
-            if pages:
-                supplies.append(Supply(tracked.transfer, pages))
-                tracked.supplied = until
+        after = reached // size if reached < length else -(-length // size)
+        self._supply_until(tracked, item, [after] * len(before), self._orders.supplies_after)
+
+    def _supply_until(
+        self, tracked: _Tracked, item: Scheduled, until: Sequence[int], supplies: list[Supply]
+    ) -> None:
+        pages = {
+            (group, at): table[at]
+            for group, table in enumerate(item.tables)
+            for at in range(tracked.supplied[group], until[group])
+            if table[at] != NULL_BLOCK
+        }
+        tracked.supplied = [max(ends) for ends in zip(tracked.supplied, until, strict=True)]
+        if pages and tracked.transfer is not None:
+            supplies.append(Supply(tracked.transfer, pages))
+            sliding = [page for (group, _), page in pages.items() if self._groups[group].window]
+            self._hold(item.request, sliding)
 
     def _store(self, tracked: _Tracked, item: Scheduled) -> None:
-        """Order the storing of chunks that this step completes and the tier lacks."""
+        """Order the storing of chunks that this step completes and the tier lacks.
+
+        And of the window before the prompt's last whole chunk, if all of it is still there.
+        """
         chunk = self._tier.chunk_tokens
         if chunk == 0:
             return
         complete = min(item.computed + item.planned, len(tracked.tokens)) // chunk * chunk
         if complete > tracked.stored:
-            op = self._op(item.request, tracked, tracked.stored, complete, item.block_ids, 0)
-            self._orders.stores.append(op)
+            stored = self._op(
+                item.request, tracked, "chunks", tracked.stored, complete, item.tables
+            )
+            self._order_store(tracked, stored)
             tracked.stored = complete
-            tracked.ordered_stores = True
+        last = len(tracked.tokens) // chunk * chunk
+        if self._shape.windowed and tracked.window_stored < last == complete:
+            tracked.window_stored = last
+            window = self._op(item.request, tracked, "window", last - chunk, last, item.tables)
+            if NULL_BLOCK not in window.block_ids:
+                self._order_store(tracked, window)
+                self._hold(item.request, window.block_ids)
+
+    def _order_store(self, tracked: _Tracked, op: TierOp) -> None:
+        self._orders.stores.append(op)
+        tracked.ordered_stores = True
+
+    def _load(
+        self, request: str, tracked: _Tracked, part: Part, start: int, tables: BlockTables
+    ) -> None:
+        """Order a load up to ``tracked.stored``; what the engine holds already stays untouched."""
+        op = self._op(request, tracked, part, start, tracked.stored, tables)
+        places = self._shape.places(part, start, tracked.stored)
+        here = tracked.local // self._block_size
+        filled = [
+            position < here or page == NULL_BLOCK
+            for (_, position), page in zip(places, op.block_ids, strict=True)
+        ]
+        skip = filled.index(False)
+        self._orders.loads.append(replace(op, skip_blocks=skip))
 
     def _op(
         self,
         request: str,
         tracked: _Tracked,
+        part: Part,
         start: int,
         end: int,
-        block_ids: Sequence[int],
-        skip: int,
+        tables: BlockTables,
     ) -> TierOp:
+        places = self._shape.places(part, start, end)
         return TierOp(
             op=next(self._op_numbers),
             request=request,
@@ -250,6 +334,15 @@ class PrefillScheduling:
             salt=tracked.salt,
             start=start,
             end=end,
-            block_ids=list(block_ids[start // self._block_size : -(-end // self._block_size)]),
-            skip_first_tokens=skip,
+            block_ids=[tables[group][position] for group, position in places],
+            part=part,
         )
+
+    def _hold(self, request: str, block_ids: Sequence[int]) -> None:
+        if block_ids:
+            self._holds.hold(block_ids)
+            self._held[request] += block_ids
+
+    def _release(self, request: str) -> None:
+        if held := self._held.pop(request, None):
+            self._holds.release(held)

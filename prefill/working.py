@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from kvstore.ledger import CompletionLedger
-from kvstore.tier import TierCopy
+from kvstore.tier import TierCopy, TierResult
+from kvstore.transport.shipper import Shipper
 from prefill.orders import Orders
-from prefill.shipping import Shipper
 
 IDLE_SECONDS = 0.01
 """Longest wait of an idle step; a new request may be held up by as much."""
@@ -30,7 +31,8 @@ class PrefillWorking:
         self._tier = tier
         self._ledger = CompletionLedger()
         self._requests: dict[bytes, str] = {}
-        self._loads = 0
+        self._loads: Counter[str] = Counter()
+        self._failed: set[str] = set()
         self._patience = 0.0
 
     def before_forward(self, orders: Orders) -> None:
@@ -50,7 +52,7 @@ class PrefillWorking:
             self._shipper.supply(supply.transfer, supply.pages)
         for load in orders.loads:
             self._tier.load(load)
-            self._loads += 1
+            self._loads[load.request] += 1
         # The DRAM tier wakes nobody; while it loads, only vLLM's own pace is short enough.
         self._patience = IDLE_SECONDS if orders.idle and not self._loads else 0.0
 
@@ -75,16 +77,25 @@ class PrefillWorking:
         """
         for transfer in self._shipper.take_settled(self._patience):
             self._ledger.settle(self._requests.pop(transfer), transfer)
-        loaded, failed = set(), set()
+        loaded = set()
         for result in self._tier.drain():
             if result.kind == "store":
                 self._ledger.settle(result.request, result.op_id)
-                continue
-            self._loads -= 1
-            loaded.add(result.request)
-            if not result.ok:
-                failed.add(result.request)
+            elif self._load_ended(result):
+                loaded.add(result.request)
+        failed = loaded & self._failed
+        self._failed -= failed
         return Reports(self._ledger.collect(), loaded, failed)
+
+    def _load_ended(self, result: TierResult) -> bool:
+        """Whether it was the last of its request's: chunks and window are loaded apart."""
+        if not result.ok:
+            self._failed.add(result.request)
+        self._loads[result.request] -= 1
+        if self._loads[result.request]:
+            return False
+        del self._loads[result.request]
+        return True
 
     def stop(self) -> None:
         """End the threads behind this."""

@@ -123,6 +123,17 @@ def dial(
     return dealer
 
 
+def socket_uri(uri: str) -> str:
+    """The socket behind a transport's URI: ``shm:///path`` and ``auto:///path`` are ipc sockets.
+
+    ``auto://host:port`` is a TCP one; ``zmq+…://`` stays as it is.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme not in {"shm", "auto"}:
+        return uri
+    return f"zmq+{'ipc' if rest.startswith('/') else 'tcp'}://{rest}"
+
+
 def uri_of(listener: zmq.Socket[Any]) -> str:
     """The URI under which ``listener`` can be dialled."""
     bound = listener.getsockopt(zmq.LAST_ENDPOINT)

@@ -7,15 +7,26 @@ from collections.abc import Iterator
 import pytest
 
 from kvstore.cluster import Dram
+from kvstore.layout import KVGroup
 from kvstore.tier import TierKey
+from kvstore.tier_shape import TierShape
 from tests.support.lmcache_server import LMCacheServer
 from tests.support.memory_tier import MemoryCopy, MemoryLookup, MemoryStore
-from tests.support.tiers import BLOCK_SIZE, Both, bits, kv_memory, over_lmcache, same
+from tests.support.tiers import (
+    BLOCK_SIZE,
+    ONE_GROUP,
+    Both,
+    bits,
+    kv_memory,
+    over_lmcache,
+    same,
+)
 
 CHUNK = 64
 PROMPT = [(7 * at) % 49_000 for at in range(300)]
 HELD = 256
 SALT, OTHER = "a" * 64, "b" * 64
+SLIDING = (KVGroup(("a",), 80), KVGroup(("b",)), KVGroup(("c",), 80))
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +40,36 @@ def server() -> Iterator[LMCacheServer]:
 @pytest.fixture(params=["memory", "lmcache"])
 def tier(request: pytest.FixtureRequest) -> Iterator[Both]:
     if request.param == "memory":
-        store = MemoryStore(CHUNK)
-        copy = MemoryCopy(store, BLOCK_SIZE)
-        caches = kv_memory()
-        copy.attach(caches)
-        tier = Both(MemoryLookup(store), copy, caches, lambda: (store.locked.total(), 0))
+        tier = in_memory(ONE_GROUP)
     else:
-        server = request.getfixturevalue("server")
-        dram = Dram(chunk_tokens=CHUNK, port=server.port, operation_seconds=2.0)
-        tier = over_lmcache(dram, server.locks)
-        assert tier.ready()
+        tier = in_lmcache(request.getfixturevalue("server"), ONE_GROUP)
     yield tier
     tier.close()
+
+
+@pytest.fixture(params=["memory", "lmcache"])
+def windowed(request: pytest.FixtureRequest) -> Iterator[Both]:
+    """A tier for a model with two sliding groups around one of full attention."""
+    if request.param == "memory":
+        tier = in_memory(SLIDING)
+    else:
+        tier = in_lmcache(request.getfixturevalue("server"), SLIDING)
+    yield tier
+    tier.close()
+
+
+def in_memory(groups: tuple[KVGroup, ...]) -> Both:
+    store = MemoryStore(TierShape(groups, BLOCK_SIZE, CHUNK))
+    copy, caches = MemoryCopy(store), kv_memory()
+    copy.attach(caches)
+    return Both(MemoryLookup(store), copy, caches, lambda: (store.locked.total(), 0), store.shape)
+
+
+def in_lmcache(server: LMCacheServer, groups: tuple[KVGroup, ...]) -> Both:
+    dram = Dram(chunk_tokens=CHUNK, port=server.port, operation_seconds=2.0)
+    tier = over_lmcache(dram, server.locks, groups=groups)
+    assert tier.ready()
+    return tier
 
 
 def stored(tier: Both, blocks: range, salt: str = SALT) -> None:
@@ -56,7 +85,7 @@ def test_loads_into_other_blocks_what_was_stored_bit_by_bit(tier: Both) -> None:
     into = [40, 33, 60, 20, 21, 22, 63, 50]
     tier.copy.load(tier.op("reader", PROMPT, SALT, into))
     (result,) = tier.await_results(1)
-    assert (result.ok, result.kind, result.tokens) == (True, "load", HELD)
+    assert (result.ok, result.kind, result.blocks) == (True, "load", 8)
     assert same(bits(tier.caches, range(8)), bits(tier.caches, into))
     tier.lookup.end("reader")
     assert tier.unlocked()
@@ -96,7 +125,7 @@ def test_skipped_blocks_stay_as_they_are(tier: Both) -> None:
     tier.lookup.keep("reader", CHUNK + BLOCK_SIZE, HELD)
     into = range(20, 26)
     before = bits(tier.caches, [20])
-    op = tier.op("reader", PROMPT, SALT, into, start=CHUNK, skip=BLOCK_SIZE)
+    op = tier.op("reader", PROMPT, SALT, into, start=CHUNK, skip=1)
     tier.copy.load(op)
     assert tier.await_results(1)[0].ok
     assert same(before, bits(tier.caches, [20]))
@@ -162,3 +191,58 @@ def test_a_second_start_changes_nothing(tier: Both) -> None:
     assert tier.found("reader", PROMPT, SALT) == HELD
     tier.lookup.end("reader")
     assert tier.unlocked()
+
+
+# --- models with sliding windows
+
+
+def stored_with_window(tier: Both, end: int, window: range) -> None:
+    """The chunks up to ``HELD`` from blocks 0 on, and the window before ``end``."""
+    stored(tier, range(8))
+    tier.copy.store(tier.window_op("writer", PROMPT, SALT, window, end))
+    (result,) = tier.await_results(1)
+    assert (result.ok, result.blocks) == (True, len(window))
+
+
+def test_chunks_without_their_window_are_not_held(windowed: Both) -> None:
+    stored(windowed, range(8))
+    assert windowed.found("reader", PROMPT, SALT) == 0
+    windowed.lookup.end("reader")
+    assert windowed.unlocked()
+
+
+@pytest.mark.parametrize("end", [HELD, 128, 64])
+def test_a_prompt_is_held_up_to_its_last_window(windowed: Both, end: int) -> None:
+    window = range(10, 10 + len(windowed.shape.window(end)))
+    stored_with_window(windowed, end, window)
+    assert windowed.found("reader", PROMPT, SALT) == end
+    windowed.lookup.keep("reader", 0, end)
+    into = range(30, 30 + end // BLOCK_SIZE)
+    windowed.copy.load(windowed.op("reader", PROMPT, SALT, into))
+    windowed.copy.load(windowed.window_op("reader", PROMPT, SALT, [at + 40 for at in window], end))
+    assert [r.ok for r in windowed.await_results(2)] == [True, True]
+    assert same(bits(windowed.caches, range(len(into))), bits(windowed.caches, into))
+    moved = [at + 40 for at in window]
+    assert same(bits(windowed.caches, window), bits(windowed.caches, moved))
+    windowed.lookup.end("reader")
+    assert windowed.unlocked()
+
+
+def test_a_window_that_is_not_loaded_is_unlocked(windowed: Both) -> None:
+    stored_with_window(windowed, 128, range(10, 10 + len(windowed.shape.window(128))))
+    for kept in (True, False):
+        assert windowed.found("r", PROMPT, SALT) == 128
+        if kept:
+            windowed.lookup.keep("r", 0, 0)
+        windowed.lookup.end("r")
+        assert windowed.unlocked()
+
+
+def test_a_window_is_its_tenants_and_its_prompts(windowed: Both) -> None:
+    stored_with_window(windowed, 128, range(10, 10 + len(windowed.shape.window(128))))
+    assert windowed.found("stranger", PROMPT, OTHER) == 0
+    near = [*PROMPT[:100], 1, *PROMPT[101:]]
+    assert windowed.found("near", near, SALT) == 0
+    for request in ("stranger", "near"):
+        windowed.lookup.end(request)
+    assert windowed.unlocked()

@@ -287,9 +287,11 @@ def test_a_reservation_that_was_never_filled_is_never_used(server: LMCacheServer
         assert tier.ready()
         link = Link(server.port)
         chunk_bytes = sum(cache[:2].nbytes for cache in tier.caches.values())
-        place = Registration(link, Naming("unfilled", 1), 0, chunk_bytes)
+        naming = Naming("unfilled", 1)
+        place = Registration(link, naming, 0, chunk_bytes)
         place.open(32, 2.0)
-        slots = place.reserve(place.key(prompt(), SALT, (0, HELD), place.session()), 2.0)
+        key = naming.key(tuple(prompt()), SALT, (0, HELD), place.session(), 0)
+        slots = place.reserve(key, 2.0)
         assert [at for at, _ in slots] == [0, 1, 2, 3]
         assert place.leftover() is None
         instance = place._instance
@@ -310,7 +312,7 @@ def test_what_makes_no_sense_fails_and_the_tier_stays_up(tier: Both) -> None:
         tier.op("x", tokens, SALT, range(-1, 7)),
         tier.op("x", tokens, "a/b", range(8)),
         tier.op("x", tokens, SALT, []),
-        tier.op("x", tokens, SALT, range(8), skip=5),
+        tier.op("x", tokens, SALT, range(8), skip=9),
     ]
     for op in nonsense:
         tier.copy.store(op)

@@ -85,8 +85,9 @@ class Reply:
 class LiveCluster:
     """One running ``kvferry up`` with three tenants."""
 
-    def __init__(self, home: Path, settings: str) -> None:
+    def __init__(self, home: Path, settings: str, model: str = MODEL) -> None:
         self._home = home
+        self._model = model
         # Sockets need a short path, which pytest's folders do not have.
         self._runtime = tempfile.TemporaryDirectory(prefix="kvf", dir="/tmp")
         self.port = free_port()
@@ -96,7 +97,7 @@ class LiveCluster:
             for name, key in KEYS.items()
         )
         file = home / "cluster.toml"
-        file.write_text(settings + tenants)
+        file.write_text(f'[model]\npath = "{model}"\n{settings}{tenants}')
         environment = dict(
             os.environ,
             XDG_RUNTIME_DIR=self._runtime.name,
@@ -156,7 +157,7 @@ class LiveCluster:
 
     def complete(self, tenant: str, prompt: list[int] | str, **fields: Any) -> Reply:
         """POST /v1/completions, greedy unless said otherwise."""
-        body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 8, **fields}
+        body = {"model": self._model, "prompt": prompt, "temperature": 0, "max_tokens": 8, **fields}
         return self.post("/v1/completions", body, KEYS[tenant])
 
     def stream(self, tenant: str, prompt: list[int], **fields: Any) -> Reply:
@@ -176,7 +177,7 @@ class LiveCluster:
     def opened(self, tenant: str, body: dict[str, Any]) -> Iterator[http.client.HTTPConnection]:
         """A completion that has been asked for and not read; closing it is the client's leaving."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        fields = {"model": MODEL, "temperature": 0, **body}
+        fields = {"model": self._model, "temperature": 0, **body}
         connection.request("POST", "/v1/completions", json.dumps(fields), _headers(KEYS[tenant]))
         try:
             yield connection
@@ -204,7 +205,7 @@ class LiveCluster:
 
     def alone(self, prompt: list[int], salt: str, **fields: Any) -> str:
         """What one engine computes by itself: the decode worker without a ticket, cold."""
-        body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 8, **fields}
+        body = {"model": self._model, "prompt": prompt, "temperature": 0, "max_tokens": 8, **fields}
         body["cache_salt"] = salt
         status, answer = self.worker("decode-0", "POST", "/v1/completions", body)
         assert status == 200, answer
@@ -223,7 +224,7 @@ class LiveCluster:
 
     def step(self, name: str) -> None:
         """Make a worker's engine take a step."""
-        body = {"model": MODEL, "prompt": [1], "max_tokens": 1}
+        body = {"model": self._model, "prompt": [1], "max_tokens": 1}
         status, answer = self.worker(name, "POST", "/v1/completions", body)
         assert status == 200, answer
 

@@ -12,22 +12,28 @@ import torch
 
 from kvstore.pages import KVPages, open_pages
 from kvstore.tier import Health, Job, OpQueue, TierKey, TierOp, TierResult, is_salt
+from kvstore.tier_shape import Part, TierShape
 
-Name = tuple[str, tuple[int, ...]]
+Name = tuple[Part, str, tuple[int, ...]]
 
 
 @dataclass
 class MemoryStore:
     """What both sides share: chunks and how often each is locked."""
 
-    chunk_tokens: int
+    shape: TierShape
     chunks: dict[Name, np.ndarray] = field(default_factory=dict)
     locked: Counter[Name] = field(default_factory=Counter)
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def names(self, tokens: Sequence[int], salt: str, start: int, end: int) -> list[Name]:
-        size = self.chunk_tokens
-        return [(salt, tuple(tokens[: at + size])) for at in range(start, end, size)]
+        size = self.shape.chunk_tokens
+        return [("chunks", salt, tuple(tokens[: at + size])) for at in range(start, end, size)]
+
+    def names_of(self, op: TierOp) -> list[Name]:
+        if op.part == "window":
+            return [("window", op.salt, tuple(op.tokens[: op.end]))]
+        return self.names(op.tokens, op.salt, op.start, op.end)
 
     def unlock(self, names: list[Name]) -> None:
         self.locked.subtract(names)
@@ -38,11 +44,12 @@ class MemoryLookup:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self._held: dict[str, list[Name]] = {}
+        self._windows: dict[str, Name] = {}
         self._seen: set[str] = set()
 
     @property
     def chunk_tokens(self) -> int:
-        return self._store.chunk_tokens
+        return self._store.shape.chunk_tokens
 
     def start(self, key: TierKey) -> None:
         if key.request in self._seen or not is_salt(key.salt):
@@ -55,6 +62,13 @@ class MemoryLookup:
                 if name not in self._store.chunks:
                     break
                 held.append(name)
+            while held and self._store.shape.windowed:
+                window: Name = ("window", *held[-1][1:])
+                if window in self._store.chunks:
+                    self._windows[key.request] = window
+                    self._store.locked.update([window])
+                    break
+                held.pop()
             self._store.locked.update(held)
         self._held[key.request] = held
 
@@ -64,6 +78,9 @@ class MemoryLookup:
     def keep(self, request: str, start: int, end: int) -> None:
         held = self._held.pop(request, [])
         kept = held[start // self.chunk_tokens : -(-end // self.chunk_tokens)]
+        if window := self._windows.pop(request, None):
+            held.append(window)
+            kept += [window] if kept else []
         with self._store.guard:
             self._store.unlock([name for name in held if name not in kept])
 
@@ -79,9 +96,8 @@ class MemoryLookup:
 class MemoryCopy:
     """Runs each op when its result is asked for, so that tests can withdraw before that."""
 
-    def __init__(self, store: MemoryStore, block_size: int) -> None:
+    def __init__(self, store: MemoryStore) -> None:
         self._store = store
-        self._block_size = block_size
         self._queue = OpQueue(limit=256)
         self._pages: KVPages | None = None
 
@@ -104,8 +120,8 @@ class MemoryCopy:
             self._queue.begin_copy()
             done = self._stored(job.op) if job.kind == "store" else self._loaded(job)
             self._queue.end_copy()
-            tokens = job.op.end - job.op.start
-            self._queue.finish(ok=done, tokens=tokens if done else 0, reason=None if done else "?")
+            blocks = len(job.op.block_ids) - job.op.skip_blocks
+            self._queue.finish(ok=done, blocks=blocks if done else 0, reason=None if done else "?")
         return self._queue.drain()
 
     def status(self) -> Health:
@@ -115,22 +131,21 @@ class MemoryCopy:
         self._queue.fail_queued("closed")
 
     def _unlock(self, job: Job) -> None:
-        op = job.op
         with self._store.guard:
-            self._store.unlock(self._store.names(op.tokens, op.salt, op.start, op.end))
+            self._store.unlock(self._store.names_of(job.op))
 
     def _blocks(self, op: TierOp, at: int) -> list[int]:
-        count = self._store.chunk_tokens // self._block_size
+        count = len(op.block_ids) if op.part == "window" else self._store.shape.chunk_blocks
         return op.block_ids[at * count : (at + 1) * count]
 
     def _stored(self, op: TierOp) -> bool:
         assert self._pages is not None
-        size = self._pages.layers * self._pages.page_bytes
-        for at, name in enumerate(self._store.names(op.tokens, op.salt, op.start, op.end)):
+        size = self._pages.block_bytes
+        for at, name in enumerate(self._store.names_of(op)):
             chunk = []
             for block in self._blocks(op, at):
                 part = np.empty(size, dtype=np.uint8)
-                self._pages.gather(block, part)
+                self._pages.gather([block], part)
                 chunk.append(part)
             with self._store.guard:
                 self._store.chunks.setdefault(name, np.stack(chunk))
@@ -139,10 +154,10 @@ class MemoryCopy:
     def _loaded(self, job: Job) -> bool:
         assert self._pages is not None
         op, number = job.op, 0
-        for at, name in enumerate(self._store.names(op.tokens, op.salt, op.start, op.end)):
+        for at, name in enumerate(self._store.names_of(op)):
             for block, part in zip(self._blocks(op, at), self._store.chunks[name], strict=True):
-                if number >= op.skip_first_tokens // self._block_size:
-                    self._pages.scatter(block, part)
+                if number >= op.skip_blocks:
+                    self._pages.scatter([block], part)
                 number += 1
         self._unlock(job)
         return True

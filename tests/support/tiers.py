@@ -11,13 +11,16 @@ from itertools import count
 import torch
 
 from kvstore.cluster import Dram
+from kvstore.layout import KVGroup
 from kvstore.lmcache_tier import LMCacheLookup
 from kvstore.lmcache_tier_link import Naming
 from kvstore.lmcache_tier_worker import LMCacheCopy
 from kvstore.tier import TierCopy, TierKey, TierLookup, TierOp, TierResult
 from kvstore.tier_seal import Scope
+from kvstore.tier_shape import TierShape
 
 BLOCK_SIZE = 32
+ONE_GROUP = (KVGroup(),)
 
 
 def kv_memory(
@@ -58,6 +61,7 @@ class Both:
     copy: TierCopy
     caches: dict[str, torch.Tensor]
     locks: Callable[[], tuple[int, int]]
+    shape: TierShape
     results: list[TierResult] = field(default_factory=list)
     _numbers: count[int] = field(default_factory=count)
 
@@ -73,6 +77,12 @@ class Both:
         end = start + len(blocks) * BLOCK_SIZE
         number = next(self._numbers)
         return TierOp(number, request, list(tokens), salt, start, end, list(blocks), skip)
+
+    def window_op(
+        self, request: str, tokens: Sequence[int], salt: str, blocks: Sequence[int], end: int
+    ) -> TierOp:
+        number, start = next(self._numbers), end - self.shape.chunk_tokens
+        return TierOp(number, request, list(tokens), salt, start, end, list(blocks), part="window")
 
     def await_results(self, wanted: int, seconds: float = 10.0) -> list[TierResult]:
         """The next ``wanted`` results."""
@@ -108,11 +118,17 @@ class Both:
 
 
 def over_lmcache(
-    dram: Dram, locks: Callable[[], tuple[int, int]], *, namespace: str = "", blocks: int = 64
+    dram: Dram,
+    locks: Callable[[], tuple[int, int]],
+    *,
+    namespace: str = "",
+    blocks: int = 64,
+    groups: tuple[KVGroup, ...] = ONE_GROUP,
 ) -> Both:
     naming = Naming(namespace or f"test-{uuid.uuid4().hex}", ranks=1)
     scope = Scope(naming.namespace, b"layout", rank=0, ranks=1)
-    copy = LMCacheCopy(dram, naming, scope, BLOCK_SIZE)
+    shape = TierShape(groups, BLOCK_SIZE, dram.chunk_tokens)
+    copy = LMCacheCopy(dram, naming, scope, shape)
     caches = kv_memory(blocks)
     copy.attach(caches)
-    return Both(LMCacheLookup(dram, naming, BLOCK_SIZE), copy, caches, locks)
+    return Both(LMCacheLookup(dram, naming, shape), copy, caches, locks, shape)

@@ -135,10 +135,13 @@ def test_no_two_addresses_are_the_same(kind: str) -> None:
 
 def test_addresses_follow_the_network() -> None:
     ipc = addresses(parse(""), RUN_DIR, "prefill", 0)
-    assert ipc.ship == "zmq+ipc:///run/kvferry/prefill-0.ship"
+    assert ipc.ship == "auto:///run/kvferry/prefill-0.ship"
     assert ipc.http == "unix:/run/kvferry/prefill-0.http"
     config = parse("[network]\nkind='tcp'\n[decode]\ncount=3\nhosts=['a','b']\nfirst_port=7200")
     tcp = addresses(config, RUN_DIR, "decode", 2)
     assert (tcp.http, tcp.feed) == ("http://a:7208", "zmq+tcp://a:7210")
+    assert tcp.ship == "auto://a:7209"
+    sent = parse("[ship]\ntransport='zmq'")
+    assert addresses(sent, RUN_DIR, "prefill", 0).ship.startswith("zmq+ipc:///")
     for private in (tcp.events, tcp.gate, tcp.abandon):
         assert private.startswith("ipc:///run/kvferry/decode-2.")

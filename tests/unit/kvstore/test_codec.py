@@ -15,6 +15,7 @@ from kvstore import codec
 from kvstore.codec import MAX_HEADER_BYTES, decode, encode
 from kvstore.errors import WireError
 from kvstore.messages import (
+    CARRIAGES,
     Abandon,
     Announce,
     AnyMessage,
@@ -24,6 +25,8 @@ from kvstore.messages import (
     Delta,
     Failed,
     FailReason,
+    Hello,
+    Memory,
     Outcome,
     Ready,
     Received,
@@ -37,6 +40,8 @@ from kvstore.messages import (
 NAME = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=80)
 COUNT = st.integers(0, 1 << 32)
+COUNTS = st.lists(COUNT, min_size=1, max_size=9).map(tuple)
+ADDRESS = st.integers(0, 1 << 56)
 DIGEST16 = st.binary(min_size=16, max_size=16)
 DIGEST32 = st.binary(min_size=32, max_size=32)
 HASHES = st.binary(max_size=160)
@@ -44,17 +49,46 @@ REASON = st.sampled_from(get_args(FailReason))
 TIER = st.sampled_from(get_args(Tier))
 
 MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
+    Hello: st.builds(Hello, COUNT),
+    Memory: st.builds(
+        Memory,
+        version=COUNT,
+        pid=COUNT,
+        base=ADDRESS,
+        layer_step=ADDRESS,
+        block_step=ADDRESS,
+        layers=COUNT,
+        blocks=COUNT,
+        page_bytes=COUNT,
+        probe=DIGEST16,
+        probe_at=ADDRESS,
+    ),
     Ready: st.builds(
-        Ready, COUNT, DIGEST16, NAME, NAME, NAME, DIGEST32, TEXT, COUNT, COUNT, COUNT, DIGEST32
+        Ready,
+        version=COUNT,
+        transfer=DIGEST16,
+        sender_generation=NAME,
+        receiver=NAME,
+        receiver_generation=NAME,
+        fingerprint=DIGEST32,
+        layout=TEXT,
+        first=COUNTS,
+        stop=COUNT,
+        blocks=COUNT,
+        carriage=st.sampled_from(CARRIAGES),
+        ttl_ms=COUNT,
+        mac=DIGEST32,
     ),
     Blocks: st.builds(
         Blocks,
         DIGEST16,
         NAME,
         COUNT,
+        COUNT,
         st.lists(DIGEST16, min_size=1, max_size=9).map(tuple),
+        COUNTS | st.just(()),
     ),
-    Received: st.builds(Received, DIGEST16, COUNT),
+    Received: st.builds(Received, DIGEST16, COUNT, COUNT),
     Failed: st.builds(Failed, DIGEST16, REASON, TEXT),
     Cancel: st.builds(Cancel, DIGEST16),
     Subscribe: st.builds(Subscribe, COUNT, NAME, TEXT, COUNT),
@@ -192,6 +226,6 @@ def test_the_longest_feed_messages_fit() -> None:
     most = bytes(1 << 20)
     part = Snapshot("w", "g", 0, 0, 1, "gpu", most)
     assert decode(encode(part)) == part
-    digests = Blocks(bytes(16), "g", 0, (bytes(16),) * 4096)
+    digests = Blocks(bytes(16), "g", 0, 0, (bytes(16),) * 4096, (1 << 32,) * 4096)
     assert decode(encode(digests)) == digests
     assert codec.MAX_HEADER_BYTES < 4 << 20, "below what a socket accepts as one frame"

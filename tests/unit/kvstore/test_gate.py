@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from kvstore.gate import OUTCOME_HEADER, TIMES_HEADER, Gate, Reports
+from kvstore.gate_link import GateLink
 from kvstore.messages import Begun, Outcome
-from kvstore.transport.wire import GateLink
 
 TRANSFER, OTHER = bytes(16), bytes(15) + b"\x01"
 OUTCOME = Outcome(TRANSFER, True, 0, 90, 900, 780.0)

@@ -70,7 +70,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.job and not self.copying)
     @rule(ok=st.booleans())
     def finish(self, ok: bool) -> None:
-        self.queue.finish(ok=ok and self.copied, tokens=2)
+        self.queue.finish(ok=ok and self.copied, blocks=2)
         self.job = None
 
     @rule(request=REQUESTS)
@@ -140,7 +140,7 @@ def test_a_withdrawn_copy_is_waited_for_not_cut() -> None:
     assert queue.touches("one")
     queue.end_copy()
     assert not queue.touches("one")
-    queue.finish(ok=True, tokens=2)
+    queue.finish(ok=True, blocks=2)
     assert [r.ok for r in queue.drain()] == [True]
 
 
@@ -154,7 +154,7 @@ def test_what_was_abandoned_before_its_copy_never_copies() -> None:
     assert not queue.touches("one")
     assert [(r.op_id, r.ok) for r in queue.drain()] == [(1, False)]
     assert not queue.begin_copy()
-    queue.finish(ok=True, tokens=2)
+    queue.finish(ok=True, blocks=2)
     assert queue.drain() == []
 
 

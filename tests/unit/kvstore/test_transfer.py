@@ -27,6 +27,11 @@ def sender(window: int = 32, limit: int = 8) -> SenderCore:
     return SenderCore("gen", LAYOUT, KEY, window=window, limit=limit)
 
 
+def pages(positions: range, offset: int = 0) -> dict[tuple[int, int], int]:
+    """Of the only group, each in the page of its number plus ``offset``."""
+    return {(0, at): offset + at for at in positions}
+
+
 def ready(first: int = 0, prompt: Prompt = PROMPT, **changes: object) -> Ready:
     unsigned = Ready(
         version=PROTOCOL_VERSION,
@@ -36,8 +41,10 @@ def ready(first: int = 0, prompt: Prompt = PROMPT, **changes: object) -> Ready:
         receiver_generation="r",
         fingerprint=LAYOUT.fingerprint,
         layout=LAYOUT.summary,
-        first=first,
+        first=(first,),
+        stop=prompt.blocks,
         blocks=prompt.blocks,
+        carriage="frames",
         ttl_ms=1000,
         mac=bytes(32),
     )
@@ -47,7 +54,7 @@ def ready(first: int = 0, prompt: Prompt = PROMPT, **changes: object) -> Ready:
 
 def drain(core: SenderCore, limit: int = 2) -> list[tuple[int, tuple[int, ...]]]:
     sent = []
-    while batch := core.next_batch(limit):
+    while batch := core.next_batch({"frames": limit}):
         sent.append((batch.first, batch.block_ids))
         core.sent(batch)
     return sent
@@ -63,7 +70,7 @@ def test_the_order_of_opening_supply_and_ready_does_not_matter(order: list[int])
         if ARRIVALS[step] == "open":
             core.open(T, PROMPT, 10.0)
         elif ARRIVALS[step] == "supply":
-            core.supply(T, {at: 100 + at for at in range(5)})
+            core.supply(T, pages(range(5), 100))
         else:
             core.on_ready(PEER, ready(first=1), 0.0)
     assert drain(core) == [(1, (101, 102)), (3, (103, 104))]
@@ -74,12 +81,12 @@ def test_the_order_of_opening_supply_and_ready_does_not_matter(order: list[int])
 def test_a_window_holds_back_what_is_not_acknowledged() -> None:
     core = sender(window=2)
     core.open(T, PROMPT, 10.0)
-    core.supply(T, {at: at for at in range(5)})
+    core.supply(T, pages(range(5)))
     core.on_ready(PEER, ready(), 0.0)
     assert drain(core) == [(0, (0, 1))]
-    core.on_received(b"somebody else", Received(T, 2))
+    core.on_received(b"somebody else", Received(T, 0, 2))
     assert drain(core) == []
-    core.on_received(PEER, Received(T, 1))
+    core.on_received(PEER, Received(T, 0, 1))
     assert drain(core) == [(2, (2,))]
 
 
@@ -89,7 +96,8 @@ REFUSALS = [
     ("layout-mismatch", {"fingerprint": b"x" * 32}),
     ("not-authentic", {"mac": b"x" * 32}),
     ("not-authentic", {"receiver_generation": "other"}),
-    ("not-authentic", {"first": 1}),
+    ("not-authentic", {"first": (1,)}),
+    ("not-authentic", {"stop": 4}),
 ]
 
 
@@ -97,7 +105,7 @@ REFUSALS = [
 def test_a_receiver_that_is_not_right_is_refused(reason: str, change: dict[str, object]) -> None:
     core = sender()
     core.open(T, PROMPT, 10.0)
-    core.supply(T, {at: at for at in range(5)})
+    core.supply(T, pages(range(5)))
     core.on_ready(PEER, replace(ready(), **change), 0.0)
     assert [failed.reason for _, failed in core.take_replies()] == [reason]
     assert drain(core) == []
@@ -106,7 +114,7 @@ def test_a_receiver_that_is_not_right_is_refused(reason: str, change: dict[str, 
 def test_another_tenants_salt_opens_nothing() -> None:
     core = sender()
     core.open(T, PROMPT, 10.0)
-    core.supply(T, {at: at for at in range(5)})
+    core.supply(T, pages(range(5)))
     core.on_ready(PEER, ready(prompt=replace_fields(PROMPT, salt="o" * 64)), 0.0)
     assert [failed.reason for _, failed in core.take_replies()] == ["not-authentic"]
     assert drain(core) == []
@@ -134,20 +142,20 @@ def test_withdrawn_pages_are_not_sent_until_supplied_again() -> None:
     core = sender()
     core.open(T, PROMPT, 10.0)
     core.on_ready(PEER, ready(), 0.0)
-    core.supply(T, {0: 7, 1: 8})
-    batch = core.next_batch(1)
+    core.supply(T, pages(range(2), 7))
+    batch = core.next_batch({"frames": 1})
     assert batch is not None
     core.sent(batch)
     core.withdraw(T)
     assert drain(core) == []
-    core.supply(T, {at: 50 + at for at in range(5)})
+    core.supply(T, pages(range(5), 50))
     assert drain(core, 8) == [(1, (51, 52, 53, 54))]
 
 
 def test_a_prompt_that_ends_early_fails_its_receiver_at_once_even_a_late_one() -> None:
     core = sender()
     core.open(T, PROMPT, 10.0)
-    core.supply(T, {0: 1})
+    core.supply(T, {(0, 0): 1})
     core.close(T)
     assert core.take_settled() == [T]
     core.on_ready(PEER, ready(), 0.0)
@@ -158,7 +166,7 @@ def test_a_prompt_that_ends_early_fails_its_receiver_at_once_even_a_late_one() -
 def test_a_lease_ends() -> None:
     core = sender()
     core.open(T, PROMPT, 10.0)
-    core.supply(T, {at: at for at in range(5)})
+    core.supply(T, pages(range(5)))
     core.expire(9.9)
     assert core.take_settled() == []
     core.expire(10.0)
@@ -175,11 +183,12 @@ def test_early_receivers_are_bounded() -> None:
 
 
 def reservation(first: int = 0, count: int = 5) -> Reservation:
-    return Reservation(T, URI, "gen", first, tuple(range(20, 20 + count)), 10.0)
+    return Reservation(T, URI, "gen", (first,), (tuple(range(20, 20 + count)),), 10.0)
 
 
 def blocks(first: int, count: int = 1, generation: str = "gen") -> Blocks:
-    return Blocks(T, generation, first, tuple(b"%16d" % at for at in range(first, first + count)))
+    digests = tuple(b"%16d" % at for at in range(first, first + count))
+    return Blocks(T, generation, 0, first, digests)
 
 
 def test_blocks_of_an_old_generation_or_another_peer_have_no_effect() -> None:
@@ -237,7 +246,7 @@ class TransferMachine(RuleBasedStateMachine):
         self.to_receiver: list[tuple[Blocks, tuple[int, ...]] | Failed] = []
         self.to_sender: list[Ready | Received | Cancel] = [ready(self.first, self.prompt)]
         ids = tuple(range(self.first, blocks_))
-        self.receiver.begin(Reservation(T, URI, "gen", self.first, ids, 50.0), 0.0)
+        self.receiver.begin(Reservation(T, URI, "gen", (self.first,), (ids,), 50.0), 0.0)
         self.settled = 0
         self.ended: list[str | None] = []
         self.opened = False
@@ -257,7 +266,7 @@ class TransferMachine(RuleBasedStateMachine):
         for position in range(self.computed, until):
             self.salted_page += 1
             self.pages[self.salted_page] = position
-            fresh[position] = self.salted_page
+            fresh[0, position] = self.salted_page
         self.computed = until
         self.sender.supply(T, fresh)
 
@@ -270,13 +279,13 @@ class TransferMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 3))
     def ship(self, limit: int) -> None:
-        batch = self.sender.next_batch(limit)
+        batch = self.sender.next_batch({"frames": limit})
         if batch is None:
             return
         contents = tuple(self.pages[page] for page in batch.block_ids)
         self.sender.sent(batch)
         digests = tuple(b"%16d" % at for at in contents)
-        self.to_receiver.append((Blocks(T, "gen", batch.first, digests), contents))
+        self.to_receiver.append((Blocks(T, "gen", 0, batch.first, digests), contents))
 
     @rule(repeat=st.booleans())
     def deliver_to_receiver(self, repeat: bool) -> None:
@@ -322,7 +331,7 @@ class TransferMachine(RuleBasedStateMachine):
 
     @rule()
     def break_connection(self) -> None:
-        self.receiver.peer_lost(URI, self.now)
+        self.receiver.peer_lost(URI, "gone", self.now)
         self.sender.peer_lost(PEER)
         self.to_receiver.clear()
         self.to_sender.clear()

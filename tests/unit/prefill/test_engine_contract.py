@@ -10,13 +10,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kvstore.layout import KVGroup
 from kvstore.tier import TierKey, TierOp, TierResult
+from kvstore.tier_shape import NULL_BLOCK
+from kvstore.transport.shipper import Shipper
 from prefill.scheduling import PrefillScheduling, Scheduled
-from prefill.shipping import Shipper
 from prefill.working import PrefillWorking
 from tests.support import engine_request
+from tests.support.block_holds import CountedHolds
 
 BLOCK, CHUNK = 4, 8
+GROUPS = (KVGroup(("sliding",), 10), KVGroup(("full",)))
 
 
 @dataclass
@@ -25,7 +29,17 @@ class Request(engine_request.Request):
 
     state: str = "waiting"
     computed: int = 0
-    block_ids: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
+
+    @property
+    def pages(self) -> set[int]:
+        return {page for table in self.tables for page in table} - {NULL_BLOCK}
+
+    def slide(self) -> None:
+        """Give away what has left a window, as vLLM does before it plans and when one finishes."""
+        for group, table in zip(GROUPS, self.tables, strict=False):
+            gone = min(group.first_live(self.computed, BLOCK), len(table))
+            table[:gone] = [NULL_BLOCK] * gone
 
     @property
     def length(self) -> int:
@@ -68,9 +82,9 @@ class FakeTier:
 
     def finish(self, kind: str, op: TierOp, *, ok: bool) -> None:
         self.ops.remove((kind, op))
-        tokens = op.end - op.start if ok else 0
+        blocks = len(op.block_ids) if ok else 0
         reason = None if ok else "told to fail"
-        self.results.append(TierResult(op.op, op.request, cast("Any", kind), ok, tokens, reason))
+        self.results.append(TierResult(op.op, op.request, cast("Any", kind), ok, blocks, reason))
 
     def drain(self) -> list[TierResult]:
         results, self.results = self.results, []
@@ -94,7 +108,7 @@ class FakeShipper:
         assert transfer not in self.open_transfers
         self.open_transfers[transfer] = set()
 
-    def supply(self, transfer: bytes, pages: dict[int, int]) -> None:
+    def supply(self, transfer: bytes, pages: dict[tuple[int, int], int]) -> None:
         if transfer in self.open_transfers:
             self.open_transfers[transfer] |= set(pages.values())
 
@@ -123,7 +137,10 @@ class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.tier, self.shipper = FakeTier(), FakeShipper()
-        self.scheduling = PrefillScheduling(cast("Any", self.tier), BLOCK, 30.0, lambda: 0.0)
+        self.holds = CountedHolds()
+        self.scheduling = PrefillScheduling(
+            cast("Any", self.tier), GROUPS, BLOCK, 30.0, self.holds, lambda: 0.0
+        )
         self.working = PrefillWorking(cast("Shipper", self.shipper), cast("Any", self.tier))
         self.requests: dict[str, Request] = {}
         self.next_page = 1
@@ -157,7 +174,10 @@ class EngineMachine(RuleBasedStateMachine):
                 continue
             if request.state == "running":
                 planned = max(1, min(tokens, request.length - request.computed))
-                item = Scheduled(request.request_id, request.computed, planned, request.block_ids)
+                request.slide()
+                self._allocate(request, request.computed + planned)
+                tables = [list(table) for table in request.tables]
+                item = Scheduled(request.request_id, request.computed, planned, tables)
                 scheduled.append(item)
                 request.computed += planned
         self._run(scheduled)
@@ -166,9 +186,10 @@ class EngineMachine(RuleBasedStateMachine):
     def preempt(self, data: st.DataObject) -> None:
         request = self._pick(data, "running")
         if request is not None:
-            self.taken_back |= set(request.block_ids)
-            request.state, request.computed, request.block_ids = "waiting", 0, []
+            held = set(self.holds.held)
             self.scheduling.preempted([request.request_id])
+            self.taken_back |= request.pages | (held - set(self.holds.held))
+            request.state, request.computed, request.tables = "waiting", 0, []
 
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
@@ -195,12 +216,13 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def pages_in_use_belong_to_a_live_request(self) -> None:
-        held = {page for request in self.requests.values() for page in request.block_ids}
+        held = {page for request in self.requests.values() for page in request.pages}
         used = {page for pages in self.shipper.open_transfers.values() for page in pages}
         for _, op in self.tier.ops:
-            used |= set(op.block_ids)
+            used |= set(op.block_ids[op.skip_blocks :])
         # A withdrawal reaches the worker with the next step, before pages are written again.
-        assert used <= held | self.taken_back
+        assert used <= held | set(self.holds.held) | self.taken_back
+        assert NULL_BLOCK not in used
 
     def teardown(self) -> None:
         for request in self.requests.values():
@@ -215,6 +237,7 @@ class EngineMachine(RuleBasedStateMachine):
             self._run([])
         assert {request.state for request in self.requests.values()} <= {"gone"}
         assert not self.tier.locked
+        assert not self.holds.held
 
     def _pick(self, data: st.DataObject, *states: str) -> Request | None:
         found = [request for request in self.requests.values() if request.state in states]
@@ -228,15 +251,23 @@ class EngineMachine(RuleBasedStateMachine):
             if answer is None:
                 return False
             external = answer
-        blocks = -(-request.length // BLOCK)
-        request.block_ids = list(range(self.next_page, self.next_page + blocks))
-        self.next_page += blocks
-        self.scheduling.allocated(request.request_id, request.block_ids, external)
+        first = [group.first_live(external, BLOCK) for group in GROUPS]
+        request.tables = [[NULL_BLOCK] * (gone if external else 0) for gone in first]
+        self._allocate(request, external)
+        self.scheduling.allocated(request.request_id, request.tables, external)
         request.state = "loading" if external else "running"
         request.computed = external
         return True
 
+    def _allocate(self, request: Request, tokens: int) -> None:
+        for table in request.tables:
+            while len(table) * BLOCK < tokens:
+                table.append(self.next_page)
+                self.next_page += 1
+
     def _finished(self, request: Request) -> None:
+        if request.state == "running":
+            request.slide()
         waits = self.scheduling.finished(request.request_id)
         if request.state == "loading":
             assert not waits
@@ -247,7 +278,7 @@ class EngineMachine(RuleBasedStateMachine):
             self._free(request)
 
     def _free(self, request: Request) -> None:
-        request.state, request.block_ids = "gone", []
+        request.state, request.tables = "gone", []
 
     def _run(self, scheduled: list[Scheduled]) -> None:
         orders = self.scheduling.step(scheduled)
@@ -269,6 +300,7 @@ class EngineMachine(RuleBasedStateMachine):
         for name in reports.sent:
             assert self.requests[name].state == "finished-waiting"
             self._free(self.requests[name])
+        self.scheduling.sent(reports.sent)
 
 
 TestEngine = EngineMachine.TestCase

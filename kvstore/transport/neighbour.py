@@ -1,0 +1,127 @@
+"""Pages of another process on this host, read straight from its memory.
+
+One copy, made by the kernel (process_vm_readv(2)), takes a block from the sender's pages to the
+receiver's; no memory is shared and none is left behind. The kernel allows it between processes of
+one user; where Yama restricts that further (``ptrace_scope`` 1, as on many desktops) the process
+that is read must say so, which :func:`allow_reading` does. In separate containers it fails, and
+the receiver, which finds out by reading a probe, asks for frames instead.
+
+Measured on two virtual EPYC cores: 0.9 times memcpy, where a shared arena with a copy in and a
+copy out reached 0.3, since lines that one core has just written come slowly to the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.errors import PeerGone
+from kvstore.messages import PROTOCOL_VERSION, Memory
+from kvstore.pages import HostPages, KVPages
+
+_PR_SET_PTRACER = 0x59616D61
+_ANYONE = ctypes.c_ulong(-1)
+_IOV_MAX, _CALL_BYTES = 1024, 1 << 30
+"""Pieces and bytes that one call takes (Linux; it would take one byte short of 2 GiB)."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_read = _libc.process_vm_readv
+_read.restype = ctypes.c_ssize_t
+_read.argtypes = (
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
+    *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
+)
+
+Addresses = npt.NDArray[np.uint64]
+
+
+class Readable:
+    """This process's pages, as another may read them. Keep it as long as they may be read."""
+
+    def __init__(self, pages: HostPages) -> None:
+        self._probe = np.frombuffer(secrets.token_bytes(16), dtype=np.uint8)
+        shape = pages.memory
+        self.message = Memory(
+            version=PROTOCOL_VERSION,
+            pid=os.getpid(),
+            base=shape.base,
+            layer_step=shape.layer_step,
+            block_step=shape.block_step,
+            layers=pages.layers,
+            blocks=pages.blocks,
+            page_bytes=pages.page_bytes,
+            probe=self._probe.tobytes(),
+            probe_at=self._probe.ctypes.data,
+        )
+        allow_reading()
+
+
+def allow_reading() -> None:
+    """Let other processes of this user read this one's memory where Yama would forbid it.
+
+    They hold the same keys and could ask for the same blocks. Has no effect without Yama.
+    """
+    _libc.prctl(_PR_SET_PTRACER, _ANYONE, 0, 0, 0)
+
+
+class Neighbour:
+    """A sender's pages in its process, read into ours.
+
+    Raises PeerGone when they cannot be read from here.
+    """
+
+    def __init__(self, memory: Memory, pages: KVPages) -> None:
+        if memory.page_bytes == 0 or not isinstance(pages, HostPages):
+            raise PeerGone("not all pages are in this host's memory")
+        if (memory.layers, memory.page_bytes) != (pages.layers, pages.page_bytes):
+            raise PeerGone("its pages have another size")
+        self._memory = memory
+        self._pages = pages
+        probe = np.zeros(16, dtype=np.uint8)
+        at = np.array([memory.probe_at], dtype=np.uint64)
+        here = np.array([probe.ctypes.data], dtype=np.uint64)
+        self._copy(at, here, probe.nbytes)
+        if probe.tobytes() != memory.probe:
+            raise PeerGone(f"process {memory.pid} is another one here: separate containers?")
+
+    def holds(self, blocks: Sequence[int]) -> bool:
+        """Whether these are blocks of the sender's."""
+        return all(block < self._memory.blocks for block in blocks)
+
+    def read(self, blocks: Sequence[int], into: Sequence[int]) -> None:
+        """Copy the sender's ``blocks`` into ours.
+
+        Raises PeerGone when its process is gone.
+        """
+        memory = self._memory
+        layers = np.arange(memory.layers, dtype=np.uint64) * np.uint64(memory.layer_step)
+        steps = np.asarray(blocks, dtype=np.uint64) * np.uint64(memory.block_step)
+        there = np.uint64(memory.base) + steps[:, None] + layers[None, :]
+        self._copy(there.reshape(-1), self._pages.addresses(into), memory.page_bytes)
+
+    def _copy(self, there: Addresses, here: Addresses, size: int) -> None:
+        """Copy pieces of ``size`` bytes, as many a call as the kernel takes."""
+        remote, local = _vector(there, size), _vector(here, size)
+        most = max(1, min(_IOV_MAX, _CALL_BYTES // size))
+        for start in range(0, len(there), most):
+            count = min(most, len(there) - start)
+            copied = _read(
+                *(self._memory.pid, local[start:].ctypes.data, count),
+                *(remote[start:].ctypes.data, count, 0),
+            )
+            if copied != count * size:
+                reason = os.strerror(ctypes.get_errno()) if copied < 0 else "only in part"
+                raise PeerGone(f"cannot read the memory of process {self._memory.pid}: {reason}")
+
+
+def _vector(addresses: Addresses, size: int) -> Addresses:
+    """``struct iovec[]`` of pieces that are ``size`` bytes long."""
+    vector = np.empty((len(addresses), 2), dtype=np.uint64)
+    vector[:, 0] = addresses
+    vector[:, 1] = size
+    return vector
