@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.live_cluster import LiveCluster
+from deploy.models import SLIDING
+from tests.support.live_cluster import MODEL, LiveCluster
 
 _SMALL = """
 [prefill]
@@ -21,8 +22,10 @@ http_port = 0
 """
 
 
-def _running(factory: pytest.TempPathFactory, settings: str) -> Iterator[LiveCluster]:
-    cluster = LiveCluster(factory.mktemp("cluster"), settings)
+def _running(
+    factory: pytest.TempPathFactory, settings: str, model: str = MODEL
+) -> Iterator[LiveCluster]:
+    cluster = LiveCluster(factory.mktemp("cluster"), settings, model)
     cluster.wait_ready()
     yield cluster
     cluster.stop()
@@ -38,6 +41,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
 def tcp_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
     """Processes talk over TCP, with CURVE."""
     yield from _running(tmp_path_factory, '[network]\nkind = "tcp"\n' + _SMALL)
+
+
+@pytest.fixture(scope="module")
+def sliding_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
+    """Serves a model most of whose layers attend to a window."""
+    yield from _running(tmp_path_factory, _SMALL, SLIDING)
 
 
 @pytest.fixture
