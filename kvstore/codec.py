@@ -20,6 +20,12 @@ _MAX_ITEMS = 4096
 _MAX_KEYS = 32
 
 
+class _Envelope(msgspec.Struct, frozen=True):
+    """Around a message while it is converted: msgspec prepares a struct once, a union each time."""
+
+    message: AnyMessage
+
+
 def _refuse_ext(code: int, _data: bytes) -> object:
     raise WireError(f"message carries an extension type ({code}), which is never accepted")
 
@@ -51,10 +57,10 @@ def decode(frame: bytes | memoryview) -> AnyMessage:
             max_map_len=_MAX_KEYS,
             max_ext_len=0,
         )
-        message: AnyMessage = msgspec.convert(plain, type=AnyMessage, strict=True)
+        envelope = msgspec.convert({"message": plain}, type=_Envelope, strict=True)
     except (ValueError, TypeError, msgpack.UnpackException, msgspec.ValidationError) as error:
         raise WireError(f"not a kvferry message: {error}") from None
-    return message
+    return envelope.message
 
 
 def well_formed(frame: bytes | memoryview) -> AnyMessage | None:

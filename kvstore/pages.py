@@ -91,6 +91,8 @@ class HostPages:
         self._pages = _one_array(views)
         layer_step, block_step, _ = self._pages.strides
         self.memory = HostMemory(self._pages.ctypes.data, layer_step, block_step)
+        layers = np.arange(self.layers, dtype=np.uint64) * np.uint64(layer_step)
+        self._layer_addresses = (np.uint64(self.memory.base) + layers)[None, :]
 
     def gather(self, blocks: Sequence[int], buffer: Bytes) -> None:
         """Copy ``blocks`` out of the pages."""
@@ -116,12 +118,11 @@ class HostPages:
 
         Raises IndexError for a block that is not there.
         """
-        ids = np.asarray(blocks, dtype=np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.blocks:
-            raise IndexError(f"blocks {ids.min()} to {ids.max()} of {self.blocks}")
-        steps = ids[:, None] * self.memory.block_step
-        layers = np.arange(self.layers)[None, :] * self.memory.layer_step
-        return (self.memory.base + steps + layers).astype(np.uint64).reshape(-1)
+        if not all(0 <= block < self.blocks for block in blocks):
+            raise IndexError(f"blocks {min(blocks)} to {max(blocks)} of {self.blocks}")
+        ids = np.array(blocks, dtype=np.uint64)
+        addresses = ids[:, None] * np.uint64(self.memory.block_step) + self._layer_addresses
+        return addresses.reshape(-1)
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Overwrite ``blocks`` with zeros."""

@@ -150,8 +150,9 @@ class Fetcher:
         unbind_from_core()
         while not self._stopping:
             received = self._receive_some()
-            self._observe()
+            self._finish()  # first: the engine waits for what has just come to its end
             self._send()
+            self._observe()
             self._finish()
             if not received:
                 self._end.wait(self._patience())

@@ -16,6 +16,7 @@ import ctypes
 import os
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,9 @@ _PR_SET_PTRACER = 0x59616D61
 _ANYONE = ctypes.c_ulong(-1)
 _IOV_MAX, _CALL_BYTES = 1024, 1 << 30
 """Pieces and bytes that one call takes (Linux; it would take one byte short of 2 GiB)."""
+
+_TWO_THREADS_BYTES = 1 << 20
+"""What is worth waking another thread for."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _read = _libc.process_vm_readv
@@ -70,18 +74,21 @@ def allow_reading() -> None:
 
 
 class Neighbour:
-    """A sender's pages in its process, read into ours.
+    """A sender's pages in its process, read into ours, by ``second`` too where it is much.
 
     Raises PeerGone when they cannot be read from here.
     """
 
-    def __init__(self, memory: Memory, pages: KVPages) -> None:
+    def __init__(self, memory: Memory, pages: KVPages, second: ThreadPoolExecutor) -> None:
         if memory.page_bytes == 0 or not isinstance(pages, HostPages):
             raise PeerGone("not all pages are in this host's memory")
         if (memory.layers, memory.page_bytes) != (pages.layers, pages.page_bytes):
             raise PeerGone("its pages have another size")
         self._memory = memory
         self._pages = pages
+        self._second = second
+        steps = np.arange(memory.layers, dtype=np.uint64) * np.uint64(memory.layer_step)
+        self._layers = (np.uint64(memory.base) + steps)[None, :]
         probe = np.zeros(16, dtype=np.uint8)
         at = np.array([memory.probe_at], dtype=np.uint64)
         here = np.array([probe.ctypes.data], dtype=np.uint64)
@@ -98,18 +105,29 @@ class Neighbour:
 
         Raises PeerGone when its process is gone.
         """
-        memory = self._memory
-        layers = np.arange(memory.layers, dtype=np.uint64) * np.uint64(memory.layer_step)
-        steps = np.asarray(blocks, dtype=np.uint64) * np.uint64(memory.block_step)
-        there = np.uint64(memory.base) + steps[:, None] + layers[None, :]
-        self._copy(there.reshape(-1), self._pages.addresses(into), memory.page_bytes)
+        memory, pages = self._memory, self._pages
+        ids = np.array(blocks, dtype=np.uint64)
+        there = ids[:, None] * np.uint64(memory.block_step) + self._layers
+        self._copy(there.reshape(-1), pages.addresses(into), memory.page_bytes)
 
     def _copy(self, there: Addresses, here: Addresses, size: int) -> None:
-        """Copy pieces of ``size`` bytes, as many a call as the kernel takes."""
+        """Copy pieces of ``size`` bytes; where they are many, with a second thread."""
         remote, local = _vector(there, size), _vector(here, size)
+        if len(there) * size < _TWO_THREADS_BYTES:
+            self._copy_part(remote, local, size)
+            return
+        middle = len(there) // 2
+        rest = self._second.submit(self._copy_part, remote[:middle], local[:middle], size)
+        try:
+            self._copy_part(remote[middle:], local[middle:], size)
+        finally:
+            rest.result()
+
+    def _copy_part(self, remote: Addresses, local: Addresses, size: int) -> None:
+        """As many pieces a call as the kernel takes."""
         most = max(1, min(_IOV_MAX, _CALL_BYTES // size))
-        for start in range(0, len(there), most):
-            count = min(most, len(there) - start)
+        for start in range(0, len(remote), most):
+            count = min(most, len(remote) - start)
             copied = _read(
                 *(self._memory.pid, local[start:].ctypes.data, count),
                 *(remote[start:].ctypes.data, count, 0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,7 @@ class ZmqReceivingEnd:
         )
         self._polled = Polled()
         self._peers: dict[str, _Peer] = {}
+        self._second = ThreadPoolExecutor(1, thread_name_prefix="kvferry-read")
         self.wake, self.wait = self._polled.wake, self._polled.wait
         self.also_await = self._polled.add
 
@@ -184,6 +186,7 @@ class ZmqReceivingEnd:
         for peer in list(self._peers):
             self._hang_up(peer)
         self._polled.close()
+        self._second.shutdown()
 
     def _arrived(
         self, peer: str, connection: _Peer, message: Blocks, payload: memoryview | None
@@ -202,7 +205,7 @@ class ZmqReceivingEnd:
     def _learn(self, peer: str, connection: _Peer, memory: Memory) -> None:
         """The sender has said where its pages lie: read them there, or ask for frames."""
         try:
-            connection.neighbour = Neighbour(memory, self._pages)
+            connection.neighbour = Neighbour(memory, self._pages, self._second)
             connection.carriage = "pages"
         except PeerGone as error:
             if peer.startswith("shm:"):
