@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "write a run's report again",
     "stub": "a server with exactly known delays, to audit any client",
     "selftest": "audit this client against the stub and other clients",
+    "transport": "how fast KV moves between two processes, beside what the machine allows",
     "headline": "the project's own reference table, measured on this machine",
 }
 

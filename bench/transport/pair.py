@@ -93,14 +93,13 @@ class Pair:
 
     async def open(self, contender: Contender) -> str:
         """Both ends are there and know each other. The version of what moves the pages."""
-        offers = {}
-        version = ""
-        for side in reversed(SIDES):
-            opened = await self._asked(side, frames.Open(contender), frames.Opened)
-            offers[side], version = opened.offer, opened.version
-        for side, other in zip(SIDES, reversed(SIDES), strict=True):
-            await self._asked(side, frames.Meet(contender, offers[other]), frames.Done)
-        return version
+        asked = frames.Open(contender)
+        sender, receiver = await asyncio.gather(
+            *(self._asked(side, asked, frames.Opened) for side in SIDES)
+        )
+        for side, other in zip(SIDES, (receiver, sender), strict=True):
+            await self._asked(side, frames.Meet(contender, other.offer), frames.Done)
+        return sender.version
 
     async def move(self, contender: Contender, case: Case) -> float:
         """Seconds from the moment the pages were supplied until all of them were usable."""

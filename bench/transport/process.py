@@ -29,6 +29,7 @@ from bench.transport.contender import (
 )
 from bench.transport.content import Pages
 from bench.transport.ends.end import Bystander, End, Room, TransportFailed
+from kvstore.errors import KvferryError
 
 
 class Process:
@@ -84,9 +85,15 @@ class Process:
             case Mooncake() | Nixl():
                 return self._peer(contender)
             case Kvferry():
-                raise TransportFailed("not there yet")
+                return self._ours(contender), ""
             case _:
                 assert_never(contender)
+
+    def _ours(self, contender: Kvferry) -> End:
+        from bench.transport.ends.kvferry import KvferryReceiver, KvferrySender
+
+        kind = KvferrySender if self._side == "sender" else KvferryReceiver
+        return kind(self._room, contender)
 
     def _limit(self, contender: Memcpy | Gather) -> End:
         from bench.transport.ends.limits import GatherEnd, MemcpyEnd
@@ -128,7 +135,7 @@ def serve(conductor: socket.socket, process: Process) -> None:
         for line in lines:
             try:
                 answer = process.answer(frames.decode_asked(line))
-            except (TransportFailed, OSError) as error:
+            except (TransportFailed, KvferryError, OSError) as error:
                 answer = frames.Trouble(" ".join(str(error).split())[:500])
             conductor.sendall(frames.encode(answer))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,8 +11,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.cli import main
+from bench.transport import measuring
 from bench.transport.case import Case
-from bench.transport.contender import Contender, Gather, Memcpy, Mooncake, Nixl, PingPong, RawSocket
+from bench.transport.contender import (
+    Contender,
+    Gather,
+    Kvferry,
+    Memcpy,
+    Mooncake,
+    Nixl,
+    PingPong,
+    RawSocket,
+)
 from bench.transport.ends.end import TransportFailed
 from bench.transport.goals import Figure
 from bench.transport.measuring import ADVICE, measure
@@ -32,26 +44,29 @@ def with_pair(folder: Path, work: Callable[[Pair], Awaitable[None]]) -> Pair:
     return asyncio.run(done())
 
 
-@pytest.mark.parametrize(
-    ("contender", "case"),
-    [
-        (Memcpy(), Case(HELD)),
-        (Gather(), Case(8, "gathered")),
-        (RawSocket("tcp"), Case(HELD)),
-        (RawSocket("unix"), Case(HELD)),
-        (PingPong("tcp"), Case(1)),
-        (PingPong("ipc"), Case(1)),
-    ],
-)
-def test_what_limits_a_transport_moves_every_byte(
-    tmp_path: Path, contender: Contender, case: Case
-) -> None:
-    async def twice(pair: Pair) -> None:
-        await pair.open(contender)
-        await pair.check(contender, case)
-        assert 0 < await pair.move(contender, case) < 10
+MOVES: list[tuple[Contender, Case]] = [
+    (Kvferry("shm"), Case(HELD)),
+    (Kvferry("shm", digests=True), Case(8, "random")),
+    (Kvferry("zmq+ipc"), Case(8, "random", 4)),
+    (Kvferry("zmq+tcp", digests=True, curve=True), Case(8, "random")),
+    (Memcpy(), Case(HELD)),
+    (Gather(), Case(8, "gathered")),
+    (RawSocket("tcp"), Case(HELD)),
+    (RawSocket("unix"), Case(HELD)),
+    (PingPong("tcp"), Case(1)),
+    (PingPong("ipc"), Case(1)),
+]
 
-    with_pair(tmp_path, twice)
+
+def test_every_contender_moves_every_byte_again_and_again(tmp_path: Path) -> None:
+    async def often(pair: Pair) -> None:
+        for contender, case in MOVES:
+            await pair.open(contender)
+            await pair.check(contender, case)
+            for _ in range(3):
+                assert 0 < await pair.move(contender, case) < 10, contender.name
+
+    with_pair(tmp_path, often)
 
 
 def test_what_is_not_moved_is_found(tmp_path: Path) -> None:
@@ -109,3 +124,23 @@ def test_an_interpreter_without_the_packages_leaves_peers_out() -> None:
     bare = Path(sys.executable).resolve()
     taken = asyncio.run(measure(plan, lambda line: None, peers=bare))
     assert set(taken.missing) == {Mooncake(), Nixl()}
+
+
+def test_the_command_writes_its_table_its_page_and_its_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "peer_interpreter", lambda: tmp_path / "python")
+    file, folder = tmp_path / "transport.json", tmp_path / "out"
+    words = ["transport", "--transport", "shm", "--max-bytes", "256KiB", "--rounds", "1"]
+    # One round gives no interval, so nothing is judged and the exit code says so.
+    assert main([*words, "--out", str(folder), "--json", str(file)]) == 1
+    told = json.loads(file.read_text())
+    assert set(told["metrics"]) == {"one_block_us", "one_block_vs_pingpong"}
+    assert all(value > 0 for value in told["metrics"].values())
+    assert told["settings"]["schemes"] == ["shm"]
+    text = capsys.readouterr().out
+    for word in ("RATIOS", "not judged", "hundred_vs_one", "was not in this run", ADVICE):
+        assert word in text
+    page = (folder / "report.html").read_text()
+    assert "Throughput over size" in page
+    assert "http:" not in page.replace("http://www.w3.org", "")
