@@ -1,0 +1,277 @@
+"""One pair's order of loads over a two-rank communicator, and what a loss ends. No I/O.
+
+A communicator (NCCL between GPUs) moves bytes between two ranks, in the order in which both call
+it, and hangs or dies as a whole. So the sender decides one total order of **loads** (consecutive
+blocks of one transfer) and announces each on the control channel; the receiver receives in that
+order. A **lane** is that order in one direction between one pair of workers::
+
+    sender                                  receiver
+      Rendezvous(epoch) ────────────────────▶        both build the communicator of this epoch
+      ◀──────────────────────────────── Entry*        what they must know of each other to do so
+      Entry* ────────────────────────────────▶
+      Load(0), Load(1), … ───────────────────▶        announced; the bytes follow in this order
+      ◀──────────────────────────────── Taken*        out of the staging ring; opens the window
+      ◀──────────── Broken(epoch) ───────────▶        at any time: this communicator is over
+
+An **epoch** is one communicator's life. Whoever sees it fail, or sees no progress in time, ends it
+and says ``Broken``; every transfer with a load on the way has failed, and no other. The next load
+somebody wants to send begins the next epoch; what still arrives of an earlier one has no effect.
+Sequence numbers count from zero in every epoch, and a load's place in the staging ring of
+``window`` slots is its number modulo ``window``: the slot is free again when its load is taken.
+
+A lane lives as long as both workers' generations. The control channel keeps order; when it breaks,
+``peer_lost`` ends the epoch on both sides, and nothing sent before arrives after.
+
+Nothing here authenticates: messages come over the control channel, which does. The communicator's
+own connections are protected by the private network alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
+"""Seconds after a loss until the next epoch may begin; doubled with every epoch that moved none."""
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Build the communicator of this epoch; whatever was before is over."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing a rank tells the other while they build a communicator."""
+
+    epoch: int
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load ``sequence`` of an epoch: ``count`` blocks of a transfer, from position ``first`` on."""
+
+    epoch: int
+    sequence: int
+    transfer: bytes
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Load ``sequence`` is out of the receiver's staging ring."""
+
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Broken:
+    """This epoch's communicator is over."""
+
+    epoch: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """Build the communicator of ``epoch``; answer with ``built`` or ``lost``."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """Send or receive this load, after all earlier ones."""
+
+    load: Load
+
+
+@dataclass(frozen=True)
+class Abort:
+    """End the communicator of ``epoch``, whatever it is doing."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``window``: loads on the way at most. Seconds to build, and from one load to the next."""
+
+    window: int = 4
+    build_seconds: float = 20.0
+    move_seconds: float = 10.0
+
+
+Command = Build | Move | Abort
+Said = TypeVar("Said", Rendezvous | Load, Taken)
+"""What only this end says; ``Broken`` both do."""
+
+
+class _Lane(Generic[Said]):
+    """What both ends of a lane have in common. Not thread-safe."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.epoch = 0
+        self.state: Literal["closed", "building", "open"] = "closed"
+        self._limits = limits
+        self._next = 0
+        self._on_way: OrderedDict[int, Load] = OrderedDict()
+        self._until: float | None = None
+        self._outgoing: list[Said | Broken] = []
+        self._commands: list[Command] = []
+        self._failed: list[bytes] = []
+
+    def built(self, epoch: int, now: float) -> None:
+        """The communicator of ``epoch`` stands."""
+        if epoch == self.epoch and self.state == "building":
+            self.state = "open"
+            self._expect(now)
+
+    def lost(self, epoch: int, detail: str, now: float) -> None:
+        """The communicator of ``epoch`` failed here: the other end is told."""
+        if epoch == self.epoch and self.state != "closed":
+            self._outgoing.append(Broken(epoch, detail[:1024]))
+            self._end(now)
+
+    def on_broken(self, message: Broken, now: float) -> None:
+        """It failed there."""
+        if message.epoch == self.epoch and self.state != "closed":
+            self._end(now)
+
+    def peer_lost(self, now: float) -> None:
+        """The control channel broke, or is being closed: nothing more can be agreed on."""
+        if self.state != "closed":
+            self._end(now)
+
+    def expire(self, now: float) -> None:
+        """End an epoch that was not built in time, or in which nothing moves."""
+        if self._until is not None and now >= self._until:
+            what = "moved" if self.state == "open" else "came to stand"
+            self.lost(self.epoch, f"nothing {what} in time", now)
+
+    def next_deadline(self) -> float | None:
+        """When ``expire`` has something to do, if nothing happens until then."""
+        return self._until
+
+    def take_commands(self) -> list[Command]:
+        """What the communicator is to do, since the last call, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def take_outgoing(self) -> list[Said | Broken]:
+        """Messages for the other end, since the last call, in order."""
+        outgoing, self._outgoing = self._outgoing, []
+        return outgoing
+
+    def take_failed(self) -> list[bytes]:
+        """Transfers that had a load on the way when their epoch ended, since the last call."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def _begin(self, epoch: int, now: float) -> None:
+        self.epoch, self.state, self._next = epoch, "building", 0
+        self._until = now + self._limits.build_seconds
+        self._commands.append(Build(epoch))
+
+    def _expect(self, now: float) -> None:
+        """Whatever is on the way has to move within the time a load has."""
+        self._until = now + self._limits.move_seconds if self._on_way else None
+
+    def _end(self, now: float) -> None:
+        self._commands.append(Abort(self.epoch))
+        self._failed.extend(dict.fromkeys(load.transfer for load in self._on_way.values()))
+        self._on_way.clear()
+        self.state, self._until = "closed", None
+
+
+class SenderLane(_Lane[Rendezvous | Load]):
+    """The end that decides the order."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._pause = FIRST_PAUSE
+        self._not_before = 0.0
+
+    def want(self, now: float) -> None:
+        """There is something to send: begin an epoch, unless there is one or it is too soon."""
+        if self.state == "closed" and now >= self._not_before:
+            self._begin(self.epoch + 1, now)
+            self._outgoing.append(Rendezvous(self.epoch))
+
+    def slot(self) -> int | None:
+        """The slot of the staging ring the next load goes into; None: none may go now."""
+        if self.state != "open" or len(self._on_way) >= self._limits.window:
+            return None
+        return self._next % self._limits.window
+
+    def load(self, transfer: bytes, first: int, count: int, now: float) -> None:
+        """These blocks lie in ``slot()`` and go next. Raises ValueError where none may go."""
+        if self.slot() is None:
+            raise ValueError("no load may go now")
+        load = Load(self.epoch, self._next, transfer, first, count)
+        self._next += 1
+        if not self._on_way:
+            self._until = now + self._limits.move_seconds
+        self._on_way[load.sequence] = load
+        self._outgoing.append(load)
+        self._commands.append(Move(load))
+
+    def on_taken(self, message: Taken, now: float) -> None:
+        """A load has arrived. They are taken in order; anything else ends the epoch."""
+        if message.epoch != self.epoch or self.state != "open":
+            return
+        if message.sequence != next(iter(self._on_way), None):
+            self.lost(self.epoch, f"load {message.sequence} taken out of order", now)
+            return
+        del self._on_way[message.sequence]
+        self._pause = FIRST_PAUSE
+        self._expect(now)
+
+    def _end(self, now: float) -> None:
+        super()._end(now)
+        self._not_before = now + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+
+class ReceiverLane(_Lane[Taken]):
+    """The end that follows. ``most_blocks``: what a slot of its staging ring holds."""
+
+    def __init__(self, limits: Limits, most_blocks: int) -> None:
+        super().__init__(limits)
+        self._most_blocks = most_blocks
+
+    def on_rendezvous(self, message: Rendezvous, now: float) -> None:
+        """The sender begins an epoch; what was before is over."""
+        if message.epoch <= self.epoch:
+            return
+        if self.state != "closed":
+            self._end(now)
+        self._begin(message.epoch, now)
+
+    def on_load(self, message: Load, now: float) -> None:
+        """The sender announces a load. One that cannot be ends the epoch."""
+        if message.epoch != self.epoch or self.state == "closed":
+            return
+        if message.sequence != self._next or len(self._on_way) >= self._limits.window:
+            self.lost(self.epoch, f"load {message.sequence} is out of order", now)
+        elif not 1 <= message.count <= self._most_blocks:
+            self.lost(self.epoch, f"a load of {message.count} blocks", now)
+        else:
+            self._next += 1
+            self._on_way[message.sequence] = message
+            self._commands.append(Move(message))
+            if self.state == "open" and len(self._on_way) == 1:
+                self._expect(now)
+
+    def moved(self, epoch: int, sequence: int, now: float) -> None:
+        """The oldest load's bytes have left the staging ring."""
+        if epoch == self.epoch and self._on_way.pop(sequence, None) is not None:
+            self._outgoing.append(Taken(epoch, sequence))
+            self._expect(now)

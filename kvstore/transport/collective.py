@@ -1,0 +1,346 @@
+"""Lanes that move: a communicator for every epoch, driven by a thread of its own.
+
+:class:`SendingEnd` and :class:`ReceivingEnd` join a lane's decisions (:mod:`kvstore.lane`) to a
+communicator. Whoever owns the control channel calls them from one thread: ``on_message`` with what
+arrives, then ``turn``, which returns what is to be sent; ``wake`` tells it from other threads that
+a turn is due.
+
+A thread and a staging ring live as long as their epoch. An epoch that is over is aborted at once,
+and nothing of it is placed afterwards, but a library that cannot be interrupted keeps its thread
+and ring until its own time is over: at most ``move_seconds`` (``build_seconds`` while it connects),
+and a new epoch begins no faster than ``lane.FIRST_PAUSE`` allows, so what lingers is bounded.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from kvstore.lane import (
+    Abort,
+    Broken,
+    Build,
+    Entry,
+    Limits,
+    Load,
+    Move,
+    ReceiverLane,
+    Rendezvous,
+    SenderLane,
+    Taken,
+)
+from kvstore.transport.communicator import (
+    Communicator,
+    ControlStore,
+    Pending,
+)
+
+_IDLE_SECONDS = 0.5
+
+Lane = TypeVar("Lane", SenderLane, ReceiverLane)
+
+
+@dataclass(frozen=True)
+class Bed:
+    """What one end builds a communicator with.
+
+    ``connect`` makes it, as rank 0 or 1, from a store both ranks reach (raises CommunicatorLost).
+    A staging ring has ``slot_bytes`` on ``device`` for every load on the way.
+    """
+
+    connect: Callable[[ControlStore, int], Communicator]
+    device: torch.device
+    block_bytes: int
+    slot_blocks: int
+    limits: Limits
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot."""
+        return self.block_bytes * self.slot_blocks
+
+
+@dataclass(frozen=True)
+class _Built:
+    epoch: int
+
+
+@dataclass(frozen=True)
+class _Moved:
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class _Lost:
+    epoch: int
+    detail: str
+
+
+_Event = _Built | _Moved | _Lost | Entry
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a mover does as sender (rank 0) or receiver (rank 1)."""
+
+    name: str
+    rank: int
+    begin: Callable[[Communicator, torch.Tensor], Pending]
+    finish: Callable[[Load, torch.Tensor], None]
+
+
+class _Mover:
+    """One epoch's communicator and staging ring, and the thread that drives them.
+
+    ``begin`` hands a load's run to the communicator, ``finish`` has it when that is done.
+    """
+
+    def __init__(self, epoch: int, bed: Bed, work: _Work, tell: Callable[[_Event], None]) -> None:
+        self.ring = [
+            torch.empty(bed.slot_bytes, dtype=torch.int8, device=bed.device)
+            for _ in range(bed.limits.window)
+        ]
+        self._epoch = epoch
+        self._bed = bed
+        self._work = work
+        self._tell = tell
+        self.store = ControlStore(
+            lambda key, value: tell(Entry(epoch, key, value)), bed.limits.build_seconds
+        )
+        self._loads: queue.Queue[Load | None] = queue.Queue(bed.limits.window + 1)
+        self._over = threading.Event()
+        self._communicator: Communicator | None = None
+        self._thread = threading.Thread(
+            target=self._run, name=f"kvferry-lane-{epoch}-{work.name}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Build the communicator, then move what is submitted."""
+        self._thread.start()
+
+    def submit(self, load: Load) -> None:
+        """The next load; its bytes lie, or belong, in its slot."""
+        self._loads.put_nowait(load)
+
+    def abort(self) -> None:
+        """End it. At most the load that is being finished right now will be."""
+        self._over.set()
+        self.store.close()
+        self._loads.put_nowait(None)  # ends the wait for the next load
+        if self._communicator is not None:
+            self._communicator.abort()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread."""
+        self._thread.join(seconds)
+
+    def run_of(self, load: Load) -> torch.Tensor:
+        """Where this load's bytes are in the staging ring."""
+        slot = self.ring[load.sequence % self._bed.limits.window]
+        return slot[: load.count * self._bed.block_bytes]
+
+    def _run(self) -> None:
+        try:
+            self._communicator = self._bed.connect(self.store, self._work.rank)
+            if self._over.is_set():  # aborted while it connected
+                self._communicator.abort()
+                return
+            self._tell(_Built(self._epoch))
+            self._move_all(self._communicator)
+        except Exception as error:  # noqa: BLE001 - the outermost loop; told to the lane
+            self._tell(_Lost(self._epoch, f"{type(error).__name__}: {error}"))
+
+    def _move_all(self, communicator: Communicator) -> None:
+        under_way: deque[tuple[Load, Pending]] = deque()
+        while not self._over.is_set():
+            load = self._next(wait=not under_way)
+            if load is not None:
+                pending = self._work.begin(communicator, self.run_of(load))
+                under_way.append((load, pending))
+            elif under_way:
+                load, pending = under_way.popleft()
+                pending.wait(time.monotonic() + self._bed.limits.move_seconds)
+                if not self._over.is_set():
+                    self._work.finish(load, self.run_of(load))
+                    self._tell(_Moved(self._epoch, load.sequence))
+
+    def _next(self, *, wait: bool) -> Load | None:
+        try:
+            return self._loads.get(timeout=_IDLE_SECONDS) if wait else self._loads.get_nowait()
+        except queue.Empty:
+            return None
+
+
+class _End(Generic[Lane]):
+    """What both ends have in common. One thread, but for what ``wake`` is for."""
+
+    def __init__(self, lane: Lane, bed: Bed, work: _Work, wake: Callable[[], None]) -> None:
+        self._lane: Lane = lane
+        self._bed = bed
+        self._work = work
+        self._wake = wake
+        self._mover: _Mover | None = None
+        # Bounded by what an epoch may tell: its entries, its loads on the way and its two ends.
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+
+    @property
+    def epoch(self) -> int:
+        """How many communicators this end has begun to build."""
+        return self._lane.epoch
+
+    def next_deadline(self) -> float | None:
+        """When a turn is due, if nothing happens until then."""
+        return self._lane.next_deadline()
+
+    def take_failed(self) -> list[bytes]:
+        """Transfers that ended with their epoch, since the last call."""
+        return self._lane.take_failed()
+
+    def peer_lost(self, now: float) -> None:
+        """The control channel to the other end broke."""
+        self._lane.peer_lost(now)
+        self._obey()
+
+    def close(self, seconds: float = 5.0) -> None:
+        """End the epoch, if there is one, and its thread; the other end is to be told apart."""
+        mover = self._mover
+        self.peer_lost(0.0)
+        if mover is not None:
+            mover.join(seconds)
+
+    def _tell(self, event: _Event) -> None:
+        self._events.put(event)
+        self._wake()
+
+    def _observe(self, now: float) -> list[Entry]:
+        """Apply what the mover tells; the entries of this epoch are for the other end."""
+        entries = []
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                break
+            match event:
+                case Entry() if event.epoch == self._lane.epoch:
+                    entries.append(event)
+                case _Built():
+                    self._lane.built(event.epoch, now)
+                case _Moved():
+                    self._moved(event, now)
+                case _Lost():
+                    self._lane.lost(event.epoch, event.detail, now)
+        self._lane.expire(now)
+        return entries
+
+    def _moved(self, event: _Moved, now: float) -> None:
+        """A load has left this end's part of the communicator."""
+
+    def _obey(self) -> None:
+        for command in self._lane.take_commands():
+            match command:
+                case Build():
+                    self._mover = _Mover(command.epoch, self._bed, self._work, self._tell)
+                    self._mover.start()
+                case Move():
+                    assert self._mover is not None
+                    self._mover.submit(command.load)
+                case Abort():
+                    assert self._mover is not None
+                    self._mover.abort()
+                    self._mover = None
+
+    def _enter(self, entry: Entry) -> None:
+        if self._mover is not None and entry.epoch == self._lane.epoch:
+            self._mover.store.enter(entry.key, entry.value)
+
+
+class SendingEnd(_End[SenderLane]):
+    """The prefill worker's end of one lane."""
+
+    def __init__(self, bed: Bed, wake: Callable[[], None]) -> None:
+        work = _Work("send", 0, lambda communicator, run: communicator.send(run), _nothing)
+        super().__init__(SenderLane(bed.limits), bed, work, wake)
+
+    def on_message(self, message: Taken | Broken | Entry, now: float) -> None:
+        """What the receiver says."""
+        match message:
+            case Taken():
+                self._lane.on_taken(message, now)
+            case Broken():
+                self._lane.on_broken(message, now)
+            case Entry():
+                self._enter(message)
+        self._obey()
+
+    def slot(self, now: float) -> torch.Tensor | None:
+        """Where the next load's blocks go; None: not now. Asking begins an epoch if there is none.
+
+        Write it before ``send``, and only then.
+        """
+        self._lane.want(now)
+        self._obey()
+        slot = self._lane.slot()
+        return None if slot is None or self._mover is None else self._mover.ring[slot]
+
+    def send(self, transfer: bytes, first: int, count: int, now: float) -> None:
+        """Blocks ``first …`` of a transfer lie in ``slot()``: send them after all earlier ones.
+
+        Raises ValueError where there is no slot.
+        """
+        self._lane.load(transfer, first, count, now)
+        self._obey()
+
+    def turn(self, now: float) -> list[Rendezvous | Load | Broken | Entry]:
+        """Do what is due; what the receiver is to be told, in order."""
+        entries = self._observe(now)
+        self._obey()
+        return [*self._lane.take_outgoing(), *entries]
+
+
+class ReceivingEnd(_End[ReceiverLane]):
+    """The decode worker's end of one lane.
+
+    ``place`` has every load in order, from a thread of ours: it checks that the transfer still
+    wants these blocks and copies them out of the run, under the lock that its abort takes. What
+    it raises ends the epoch.
+    """
+
+    def __init__(
+        self, bed: Bed, place: Callable[[Load, torch.Tensor], None], wake: Callable[[], None]
+    ) -> None:
+        work = _Work("receive", 1, lambda communicator, run: communicator.receive(run), place)
+        super().__init__(ReceiverLane(bed.limits, bed.slot_blocks), bed, work, wake)
+
+    def on_message(self, message: Rendezvous | Load | Broken | Entry, now: float) -> None:
+        """What the sender says."""
+        match message:
+            case Rendezvous():
+                self._lane.on_rendezvous(message, now)
+            case Load():
+                self._lane.on_load(message, now)
+            case Broken():
+                self._lane.on_broken(message, now)
+            case Entry():
+                self._enter(message)
+        self._obey()
+
+    def turn(self, now: float) -> list[Taken | Broken | Entry]:
+        """Do what is due; what the sender is to be told, in order."""
+        entries = self._observe(now)
+        self._obey()
+        return [*self._lane.take_outgoing(), *entries]
+
+    def _moved(self, event: _Moved, now: float) -> None:
+        self._lane.moved(event.epoch, event.sequence, now)
+
+
+def _nothing(_load: Load, _run: torch.Tensor) -> None:
+    """A sent run needs no more care: its slot is free when the receiver has taken it."""
