@@ -176,8 +176,9 @@ class Pair:
         except TimeoutError:
             raise TransportFailed(f"{self.name}: the {side} did not answer in time") from None
         except (asyncio.IncompleteReadError, ConnectionResetError):
-            last = self._children[side].tail(1)
-            raise TransportFailed(f"{self.name}: the {side} ended: {last}") from None
+            raise TransportFailed(
+                f"{self.name}: the {side} ended: {await self._last_words(side)}"
+            ) from None
         answer = frames.decode_answer(line)
         if isinstance(answer, frames.Trouble):
             raise TransportFailed(f"{self.name}, {side}: {answer.reason}")
@@ -185,17 +186,28 @@ class Pair:
             raise TransportFailed(f"{self.name}: the {side} said {type(answer).__name__}")
         return answer
 
+    async def _last_words(self, side: Side) -> str:
+        """Its connection ends before it has written why it ends."""
+        child = self._children[side]
+        await _ended([child])
+        return child.tail(1)
+
     async def _stop(self) -> None:
         """Ends close by themselves when the conductor hangs up, if they still can."""
         for _, writer in self._streams.values():
             writer.close()
-        deadline = time.monotonic() + _CLOSE_SECONDS
-        while any(child.running.poll() is None for child in self.children):
-            if time.monotonic() > deadline:
-                break
-            await asyncio.sleep(_POLL_SECONDS)
+        await _ended(self.children)
         for child in self.children:
             await processes.stop(child, _STOP_SECONDS)
+
+
+async def _ended(children: Sequence[Child]) -> None:
+    """All of them, or the time for it is over."""
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    while any(child.running.poll() is None for child in children):
+        if time.monotonic() > deadline:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _cores(bound: bool) -> tuple[str, str]:

@@ -91,6 +91,14 @@ def test_a_process_that_ends_is_told_and_none_is_left(tmp_path: Path) -> None:
     assert [psutil.pid_exists(child.running.pid) for child in pair.children] == [False, False]
 
 
+def test_an_end_that_breaks_tells_why(tmp_path: Path) -> None:
+    async def broken(pair: Pair) -> None:
+        with pytest.raises(TransportFailed, match="pair: the receiver ended: KeyError: Memcpy"):
+            await pair.check(Memcpy(), Case(1))  # which has not been opened
+
+    with_pair(tmp_path, broken)
+
+
 def test_an_interpreter_that_cannot_run_it_is_told(tmp_path: Path) -> None:
     async def started() -> None:
         settings = PairSettings("pair", Path("/bin/false"), HELD)
