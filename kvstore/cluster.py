@@ -49,7 +49,7 @@ class Model(Section, frozen=True):
 class Network(Section, frozen=True):
     """How processes reach each other: ``ipc`` on one host, ``tcp`` (with CURVE) across hosts.
 
-    With ``tcp`` worker ``i`` of a role is on the role's host ``i % len(hosts)`` and takes three
+    With ``tcp`` worker ``i`` of a role is on the role's host ``i % len(hosts)`` and takes four
     ports from ``first_port + 4 * i`` on.
     """
 
@@ -78,9 +78,12 @@ class Ship(Section, frozen=True):
 
     ``window_mib``: what a transfer may have on the way. ``transport`` "auto" reads KV of a worker
     on the same host from its memory, and has it sent where that cannot be; "zmq" has it sent.
+    ``bulk`` "authenticated" is for networks of the cluster's own: KV then crosses them in the
+    clear, on a connection beside the encrypted one, with a keyed MAC for each block.
     """
 
     transport: Literal["auto", "zmq", "shm"] = "auto"
+    bulk: Literal["encrypted", "authenticated"] = "encrypted"
     digest: DigestName = "xxh3-128"
     lease_seconds: Seconds = 30.0
     deadline_seconds: Seconds = 120.0

@@ -5,15 +5,16 @@ Version history of the protocol
     2   a decode worker tells when a request's first step began (``Begun``); ``Outcome.wait_ms``
         counts from the request's arrival in the engine; decode tickets come in two kinds
     3   blocks belong to a KV group; a receiver says how far it wants them and how they are to be
-        carried; on one host it may read them from the sender's memory (``Hello``, ``Memory``)
+        carried: read from the sender's memory on one host, by a plain bulk connection across them
+        (``Hello``, ``Welcome``)
 
 Two conversations:
 
 *Shipping*, decode worker (dials) to prefill worker (listens), one transfer at a time in order::
 
     decode                                prefill
-      Hello ───────────────────────────────▶        same host only, once per connection
-      ◀─────────────────────────────── Memory       where its pages lie, and a probe to read there
+      Hello ───────────────────────────────▶        where not all goes in frames, and on bulk
+      ◀────────────────────────────── Welcome       where its pages lie, or its bulk address
       Ready ───────────────────────────────▶        reservation: from where to where, carried how
       ◀─────────────────────────────── Blocks*      the bytes in a second frame, or where they lie
       Received* ───────────────────────────▶        opens the sender's window again
@@ -47,6 +48,9 @@ Transfer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
+Route = Annotated[bytes, msgspec.Meta(max_length=16)]
+"""What a connection is known by to the one who took it."""
+
 Address = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
 Groups = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=64)]
 """One number for every KV group."""
@@ -62,8 +66,9 @@ Role = Literal["prefill", "decode"]
 ROLES: tuple[Role, Role] = ("prefill", "decode")
 DigestName = Literal["xxh3-128", "none"]
 Tier = Literal["gpu", "dram"]
-Carriage = Literal["frames", "pages"]
-"""In a message's second frame, or read by the receiver where the sender has them."""
+Carriage = Literal["frames", "bulk", "pages"]
+"""In a message's second frame; in one on a plain connection beside; read where the sender has them.
+"""
 
 CARRIAGES: tuple[Carriage, ...] = get_args(Carriage)
 
@@ -89,19 +94,25 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
 
 
 class Hello(Message, frozen=True, tag=True):
-    """A decode worker on the same host asks whether it may read the prefill worker's pages."""
+    """A decode worker asks how else than in frames it may get blocks.
 
-    version: Count
-
-
-class Memory(Message, frozen=True, tag=True):
-    """Where a prefill worker's pages lie in its process ``pid``; all zero: they cannot be read.
-
-    The page of (layer, block) is ``page_bytes`` long and at ``base + layer * layer_step + block *
-    block_step``. Whoever finds the bytes ``probe`` at ``probe_at`` reads the right process.
+    It says so once per connection; on a bulk connection it thereby tells its route.
     """
 
     version: Count
+
+
+class Welcome(Message, frozen=True, tag=True):
+    """How else than in frames a prefill worker's blocks may be had.
+
+    ``bulk``: where it takes plain connections, if it does. On the same host its process ``pid`` may
+    be read (if that is not 0): the page of (layer, block) is ``page_bytes`` long and at ``base +
+    layer * layer_step + block * block_step``, and who finds ``probe`` at ``probe_at`` reads the
+    right process.
+    """
+
+    version: Count
+    bulk: Uri = ""
     pid: Count = 0
     base: Address = 0
     layer_step: Address = 0
@@ -118,7 +129,8 @@ class Ready(Message, frozen=True, tag=True):
 
     Of KV group ``g`` it wants the positions from ``first[g]`` up to ``stop``, which is at most
     ``blocks``, the number of positions of the whole prompt (the last may be partly filled).
-    ``ttl_ms`` is what is left of its deadline. ``mac`` binds all of it to salt and prompt.
+    ``route`` is its bulk connection, if that is the carriage. ``ttl_ms`` is what is left of its
+    deadline. ``mac`` binds salt and prompt to it.
     """
 
     version: Count
@@ -134,6 +146,7 @@ class Ready(Message, frozen=True, tag=True):
     carriage: Carriage
     ttl_ms: Count
     mac: Digest32
+    route: Route = b""
 
 
 class Blocks(Message, frozen=True, tag=True):
@@ -265,7 +278,7 @@ class Abandon(Message, frozen=True, tag=True):
     transfer: Transfer
 
 
-ShipMessage = Hello | Memory | Ready | Blocks | Received | Failed | Cancel
+ShipMessage = Hello | Welcome | Ready | Blocks | Received | Failed | Cancel
 FeedMessage = Subscribe | Announce | Snapshot | Delta
 GateMessage = Outcome | Begun | Abandon
 AnyMessage = ShipMessage | FeedMessage | GateMessage

@@ -35,15 +35,21 @@ Place = tuple[int, int]
 class Batch:
     """Blocks to send next: positions ``first …`` of a group, found in the pages of ``block_ids``.
 
-    ``carriage`` "pages": the receiver reads them there, so they stay until it has them.
+    ``carriage`` "pages": the receiver reads them there, so they stay until it has them. "bulk":
+    they go by its connection ``route``.
     """
 
     transfer: bytes
     peer: bytes
     carriage: Carriage
+    route: bytes
     group: int
     first: int
     block_ids: tuple[int, ...]
+
+    def name(self, index: int) -> tuple[bytes, int, int]:
+        """What tells this block from all others: transfer, group, position."""
+        return self.transfer, self.group, self.first + index
 
 
 @dataclass
@@ -201,7 +207,7 @@ class SenderCore:
             for group, first in enumerate(outbound.next):
                 if ids := _run(outbound.pages, group, range(first, min(first + most, ready.stop))):
                     self._live.move_to_end(transfer)
-                    return Batch(transfer, peer, ready.carriage, group, first, ids)
+                    return Batch(transfer, peer, ready.carriage, ready.route, group, first, ids)
         return None
 
     def sent(self, batch: Batch) -> None:

@@ -9,12 +9,13 @@ Every transport passes ``tests/contract/test_transport_contract.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvstore.messages import Blocks, Cancel, Carriage, Failed, Ready, Received
 from kvstore.pages import KVPages
+from kvstore.receiving import Placement
 from kvstore.sending import Batch
 
 
@@ -32,6 +33,8 @@ class Load:
 
     peer: bytes
     message: Blocks
+    carriage: Carriage
+    route: bytes = b""
     buffer: int | None = None
 
 
@@ -76,9 +79,7 @@ class Cargo(Protocol):
         """Bytes."""
         ...
 
-    def place(
-        self, pages: KVPages, block_ids: Sequence[int], digests: Sequence[bytes]
-    ) -> int | None:
+    def place(self, pages: KVPages, placement: Placement) -> int | None:
         """Write the blocks into ``pages``, if each is what its digest says.
 
         Else the index of the first that is not is returned, and nothing of them is left there.
@@ -99,8 +100,8 @@ class FromSender:
 class ReceivingEnd(Protocol):
     """Fetches blocks from sending ends, which it dials on demand."""
 
-    def carriage(self, peer: str) -> Carriage | None:
-        """How blocks will come from ``peer``; None: not known yet, ask again.
+    def carriage(self, peer: str) -> tuple[Carriage, bytes] | None:
+        """How, and by what route, blocks will come from ``peer``; None: not known yet, ask again.
 
         Raises PeerGone when it shares no carriage with that peer.
         """

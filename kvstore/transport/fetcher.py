@@ -188,7 +188,7 @@ class Fetcher:
         if placement is None:
             return
         try:
-            damaged = cargo.place(self._pages, placement.block_ids, placement.digests)
+            damaged = cargo.place(self._pages, placement)
         except PeerGone as error:
             self._core.peer_lost(arrival.peer, str(error), now)
             return
@@ -229,7 +229,7 @@ class Fetcher:
         while box and carriage is not None:
             message = box[0]
             if isinstance(message, Ready):
-                message = replace(message, carriage=carriage)
+                message = replace(message, carriage=carriage[0], route=carriage[1])
             if not self._end.send(peer, message):
                 return
             box.popleft()

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.errors import PeerGone
-from kvstore.messages import PROTOCOL_VERSION, Memory
+from kvstore.messages import PROTOCOL_VERSION, Welcome
 from kvstore.pages import HostPages, KVPages
 
 _PR_SET_PTRACER = 0x59616D61
@@ -50,7 +50,7 @@ class Readable:
     def __init__(self, pages: HostPages) -> None:
         self._probe = np.frombuffer(secrets.token_bytes(16), dtype=np.uint8)
         shape = pages.memory
-        self.message = Memory(
+        self.message = Welcome(
             version=PROTOCOL_VERSION,
             pid=os.getpid(),
             base=shape.base,
@@ -79,8 +79,8 @@ class Neighbour:
     Raises PeerGone when they cannot be read from here.
     """
 
-    def __init__(self, memory: Memory, pages: KVPages, second: ThreadPoolExecutor) -> None:
-        if memory.page_bytes == 0 or not isinstance(pages, HostPages):
+    def __init__(self, memory: Welcome, pages: KVPages, second: ThreadPoolExecutor) -> None:
+        if memory.pid == 0 or not isinstance(pages, HostPages):
             raise PeerGone("not all pages are in this host's memory")
         if (memory.layers, memory.page_bytes) != (pages.layers, pages.page_bytes):
             raise PeerGone("its pages have another size")

@@ -14,7 +14,6 @@ from kvstore.layout import KVLayout
 from kvstore.pages import KVPages
 from kvstore.receiving import ReceiverCore
 from kvstore.sending import SenderCore
-from kvstore.transport.digests import digest_of
 from kvstore.transport.fetcher import Audience, Fetcher
 from kvstore.transport.polling import Pollable
 from kvstore.transport.shipper import Shipper
@@ -50,8 +49,7 @@ def open_shipper(
         window=max(1, (ship.window_mib << 20) // pages.block_bytes),
         limit=ship.max_transfers,
     )
-    digest = digest_of(ship.digest)
-    end = ZmqSendingEnd(uri, pages, generation, digest, credentials, peers=ship.max_transfers)
+    end = ZmqSendingEnd(uri, pages, generation, ship, credentials)
     return Shipper(core, pages, end, setting.clock)
 
 
@@ -66,7 +64,7 @@ def open_fetcher(
     The fetching thread looks after ``audience`` whenever ``audience_socket`` is readable.
     """
     ship, credentials = setting.ship, setting.credentials
-    end = ZmqReceivingEnd(pages, digest_of(ship.digest), credentials, queue=ship.max_transfers)
+    end = ZmqReceivingEnd(pages, ship, credentials)
     if audience_socket is not None:
         end.also_await(audience_socket)
     core = ReceiverCore(pages.block_bytes)

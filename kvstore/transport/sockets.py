@@ -89,6 +89,48 @@ def listen(
     return router
 
 
+def listen_plain(
+    context: zmq.Context[Socket], beside: str, options: SocketOptions = DEFAULT_OPTIONS
+) -> Socket:
+    """A bound ROUTER without CURVE, for bulk: at the host of the URI ``beside``, two ports on.
+
+    Anybody may connect; who does learns nothing and takes nobody's place. Raises ConfigError when
+    the port is in use.
+    """
+    host, _, port = beside.removeprefix("zmq+tcp://").rpartition(":")
+    endpoint = f"tcp://{host}:{int(port) + 2}"
+    router = context.socket(zmq.ROUTER)
+    try:
+        _bound(router, options)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.IPV6, int("[" in endpoint))
+        router.bind(endpoint)
+    except zmq.ZMQError as error:
+        router.close()
+        raise ConfigError(f"cannot listen on {endpoint} for bulk: {error.strerror}") from None
+    return router
+
+
+def dial_plain(
+    context: zmq.Context[Socket], uri: str, options: SocketOptions = DEFAULT_OPTIONS
+) -> Socket:
+    """A DEALER to a ``listen_plain``. Raises ConfigError when the address is malformed."""
+    endpoint = _endpoint(uri)
+    if not endpoint.startswith("tcp:"):
+        raise ConfigError(f"{uri!r} is no address for bulk")
+    dealer = context.socket(zmq.DEALER)
+    try:
+        _bound(dealer, options)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.ROUTING_ID, options.routing_id)
+        dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
+        dealer.connect(endpoint)
+    except zmq.ZMQError as error:
+        dealer.close()
+        raise ConfigError(f"cannot dial {uri}: {error.strerror}") from None
+    return dealer
+
+
 def dial(
     context: zmq.Context[Socket],
     uri: str,

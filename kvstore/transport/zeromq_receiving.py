@@ -1,42 +1,46 @@
 """The receiving end on ZeroMQ, which dials sending ends on demand.
 
 How bytes come is decided by the address: ``zmq+tcp`` and ``zmq+ipc`` in frames, ``shm`` from the
-sender's memory, ``auto`` from there where it can be read and in frames elsewhere. A connection to
-a sender on this host begins with ``Hello``, and waits for the answer.
+sender's memory, ``auto`` from there where it can be read and in frames elsewhere. A connection
+where anything but frames is possible begins with ``Hello``, and waits for the answer. Frames may
+come on a plain connection beside, where both ends' configuration says so.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from kvstore.cluster import Ship
 from kvstore.codec import MAX_HEADER_BYTES, encode, well_formed
 from kvstore.credentials import Credentials
 from kvstore.errors import ConfigError, PeerGone
 from kvstore.messages import (
     PROTOCOL_VERSION,
+    AnyMessage,
     Blocks,
     Cancel,
     Carriage,
     Failed,
     Hello,
-    Memory,
     Ready,
     Received,
+    Welcome,
 )
-from kvstore.pages import HostPages, KVPages
-from kvstore.transport.digests import Digest
+from kvstore.pages import KVPages
+from kvstore.transport.cargo import Frame, RemotePages
+from kvstore.transport.digests import Keyed, digest_of
 from kvstore.transport.ends import FromSender
 from kvstore.transport.neighbour import Neighbour
 from kvstore.transport.polling import Polled
-from kvstore.transport.sockets import SocketOptions, dial, socket_uri
+from kvstore.transport.sockets import SocketOptions, dial, dial_plain, socket_uri
 from kvstore.transport.staging import BATCH_BYTES
 
 PEERS = 256
@@ -46,80 +50,71 @@ log = logging.getLogger("kvferry.decode")
 
 
 @dataclass(frozen=True)
-class FramePayload:
-    """Blocks in a message's second frame."""
+class _Wire:
+    """A dialled socket and what tells of its end."""
 
-    frame: memoryview
-    digest: Digest
+    dealer: zmq.Socket[bytes]
+    monitor: zmq.Socket[Any]
 
-    @property
-    def size(self) -> int:
-        """See Cargo."""
-        return len(self.frame)
+    def broken(self) -> bool:
+        """Whether the connection has ended since the last call."""
+        broken = False
+        while self.monitor.poll(0):
+            broken |= recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED
+        return broken
 
-    def place(
-        self, pages: KVPages, block_ids: Sequence[int], digests: Sequence[bytes]
-    ) -> int | None:
-        """See Cargo. Nothing is written unless all digests are right."""
-        blocks = np.frombuffer(self.frame, dtype=np.uint8).reshape(len(block_ids), -1)
-        for index, digest in enumerate(digests):
-            if self.digest.of((blocks[index],)) != digest:
-                return index
-        pages.scatter(block_ids, blocks.reshape(-1))
-        return None
+    def received(self) -> Iterator[list[zmq.Frame]]:
+        """The messages that are there."""
+        while True:
+            try:
+                yield self.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
 
-
-@dataclass(frozen=True)
-class PagesPayload:
-    """Blocks that lie in the sender's pages."""
-
-    neighbour: Neighbour
-    blocks: tuple[int, ...]
-    size: int
-    digest: Digest
-
-    def place(
-        self, pages: KVPages, block_ids: Sequence[int], digests: Sequence[bytes]
-    ) -> int | None:
-        """See Cargo. What was read and is not right is wiped: it may be anybody's."""
-        assert isinstance(pages, HostPages)
-        try:
-            self.neighbour.read(self.blocks, block_ids)
-        except PeerGone:
-            pages.wipe(block_ids)
-            raise
-        for index, (block, digest) in enumerate(zip(block_ids, digests, strict=True)):
-            if self.digest.of(pages.pieces(block)) != digest:
-                pages.wipe(block_ids)
-                return index
-        return None
+    def send(self, message: AnyMessage) -> None:
+        """Raises ZMQError while there is no connection."""
+        self.dealer.send(encode(message), zmq.NOBLOCK)
 
 
 @dataclass
 class _Peer:
-    """A connection. ``carriage`` is None until the sender has said whether it can be read."""
+    """A sender. ``carriage`` is None until it is known what it offers."""
 
-    dealer: zmq.Socket[bytes]
-    monitor: zmq.Socket[Any]
+    control: _Wire
     carriage: Carriage | None
-    neighbour: Neighbour | None = None
     greeted: bool = False
     refusal: str = ""
+    neighbour: Neighbour | None = None
+    bulk: _Wire | None = None
+    route: bytes = b""
+    greeted_on_bulk: bool = False
+
+    def wires(self) -> list[_Wire]:
+        """All its connections."""
+        return [self.control] if self.bulk is None else [self.control, self.bulk]
+
+    def greet(self) -> None:
+        """Ask what is offered, then on the bulk connection, if there is one, whether it stands."""
+        if self.carriage is None and not self.greeted:
+            self.control.send(Hello(PROTOCOL_VERSION))
+            self.greeted = True
+        if self.carriage is None and self.bulk is not None and not self.greeted_on_bulk:
+            self.bulk.send(Hello(PROTOCOL_VERSION))
+            self.greeted_on_bulk = True
 
 
 class ZmqReceivingEnd:
     """Dials sending ends; a connection that breaks is dialled anew with the next message."""
 
-    def __init__(
-        self, pages: KVPages, digest: Digest, credentials: Credentials, *, queue: int
-    ) -> None:
+    def __init__(self, pages: KVPages, ship: Ship, credentials: Credentials) -> None:
         self._pages = pages
-        self._digest = digest
         self._credentials = credentials
+        self._wants_bulk = ship.bulk == "authenticated"
+        self._digest, self._keyed = digest_of(ship.digest), Keyed(credentials.transport_key())
         self._options = SocketOptions(
             max_frame_bytes=max(2 * pages.block_bytes + BATCH_BYTES, MAX_HEADER_BYTES),
-            send_queue=queue,
-            receive_queue=queue,
+            send_queue=ship.max_transfers,
+            receive_queue=ship.max_transfers,
         )
         self._polled = Polled()
         self._peers: dict[str, _Peer] = {}
@@ -127,56 +122,46 @@ class ZmqReceivingEnd:
         self.wake, self.wait = self._polled.wake, self._polled.wait
         self.also_await = self._polled.add
 
-    def carriage(self, peer: str) -> Carriage | None:
+    def carriage(self, peer: str) -> tuple[Carriage, bytes] | None:
         """See ReceivingEnd."""
         try:
             connection = self._peers.get(peer) or self._dial(peer)
-            if connection.carriage is None and not connection.greeted:
-                connection.dealer.send(encode(Hello(PROTOCOL_VERSION)), zmq.NOBLOCK)
-                connection.greeted = True
+            connection.greet()
         except (zmq.ZMQError, ConfigError):
+            # Not connected, no such folder, no descriptors left: one peer's trouble, not ours.
             return None
         if connection.refusal:
             raise PeerGone(connection.refusal)
-        return connection.carriage
+        return (connection.carriage, connection.route) if connection.carriage else None
 
     def send(self, peer: str, message: Ready | Received | Cancel) -> bool:
         """See ReceivingEnd."""
         try:
-            connection = self._peers.get(peer) or self._dial(peer)
-            connection.dealer.send(encode(message), zmq.NOBLOCK)
+            (self._peers.get(peer) or self._dial(peer)).control.send(message)
         except (zmq.ZMQError, ConfigError):
-            # Not connected, no such folder, no descriptors left: one peer's trouble, not ours.
             return False
         return True
 
     def receive(self) -> FromSender | None:
         """See ReceivingEnd."""
-        for peer, connection in self._peers.items():
-            while True:
-                try:
-                    frames = connection.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-                except zmq.Again:
-                    break
-                message = well_formed(frames[0].buffer)
-                if isinstance(message, Blocks):
-                    payload = frames[1].buffer if len(frames) == 2 else None
-                    if found := self._arrived(peer, connection, message, payload):
-                        return found
-                elif isinstance(message, Failed) and len(frames) == 1:
-                    return FromSender(peer, message, None)
-                elif isinstance(message, Memory) and len(frames) == 1:
-                    self._learn(peer, connection, message)
+        for peer, connection in list(self._peers.items()):
+            for frames in connection.control.received():
+                if found := self._on_control(peer, connection, frames):
+                    return found
+            if connection.bulk is None:
+                continue
+            for frames in connection.bulk.received():
+                if found := self._on_bulk(peer, connection, frames):
+                    return found
         return None
 
     def lost(self) -> list[str]:
         """See ReceivingEnd."""
-        gone = []
-        for peer, connection in self._peers.items():
-            while connection.monitor.poll(0):
-                event = recv_monitor_message(connection.monitor)
-                if event["event"] == zmq.EVENT_DISCONNECTED and peer not in gone:
-                    gone.append(peer)
+        gone = [
+            peer
+            for peer, connection in self._peers.items()
+            if sum(wire.broken() for wire in connection.wires())
+        ]
         for peer in gone:
             self._hang_up(peer)
         return gone
@@ -188,25 +173,43 @@ class ZmqReceivingEnd:
         self._polled.close()
         self._second.shutdown()
 
-    def _arrived(
-        self, peer: str, connection: _Peer, message: Blocks, payload: memoryview | None
+    def _on_control(
+        self, peer: str, connection: _Peer, frames: list[zmq.Frame]
     ) -> FromSender | None:
-        """None for blocks that do not come the agreed way."""
-        if payload is not None and not message.pages:
-            return FromSender(peer, message, FramePayload(payload, self._digest))
-        neighbour = connection.neighbour
-        if payload is not None or neighbour is None or not neighbour.holds(message.pages):
+        message = well_formed(frames[0].buffer)
+        if isinstance(message, Blocks):
+            if len(frames) == 2 and not message.pages:
+                return FromSender(peer, message, Frame(frames[1].buffer, self._digest))
+            return self._in_pages(peer, connection, message) if len(frames) == 1 else None
+        if len(frames) != 1:
             return None
-        if len(message.pages) != len(message.digests):
-            return None
-        size = len(message.pages) * self._pages.block_bytes
-        return FromSender(peer, message, PagesPayload(neighbour, message.pages, size, self._digest))
+        if isinstance(message, Welcome) and connection.carriage is None:
+            self._choose(peer, connection, message)
+        return FromSender(peer, message, None) if isinstance(message, Failed) else None
 
-    def _learn(self, peer: str, connection: _Peer, memory: Memory) -> None:
-        """The sender has said where its pages lie: read them there, or ask for frames."""
+    def _on_bulk(self, peer: str, connection: _Peer, frames: list[zmq.Frame]) -> FromSender | None:
+        """Anybody may have written this: a block is what its MAC says, and nothing else counts."""
+        message = well_formed(frames[0].buffer)
+        if isinstance(message, Blocks) and len(frames) == 2 and not message.pages:
+            return FromSender(peer, message, Frame(frames[1].buffer, self._keyed))
+        if isinstance(message, Welcome) and connection.carriage is None:
+            connection.carriage = "bulk"
+        return None
+
+    def _in_pages(self, peer: str, connection: _Peer, message: Blocks) -> FromSender | None:
+        neighbour, blocks = connection.neighbour, message.pages
+        if neighbour is None or len(blocks) != len(message.digests) or not neighbour.holds(blocks):
+            return None
+        size = len(blocks) * self._pages.block_bytes
+        return FromSender(peer, message, RemotePages(neighbour, blocks, size, self._digest))
+
+    def _choose(self, peer: str, connection: _Peer, welcome: Welcome) -> None:
+        """The sender has said what it offers: take the fastest."""
+        if socket_uri(peer).startswith("zmq+tcp:"):
+            self._choose_across_hosts(peer, connection, welcome)
+            return
         try:
-            connection.neighbour = Neighbour(memory, self._pages, self._second)
-            connection.carriage = "pages"
+            connection.neighbour = Neighbour(welcome, self._pages, self._second)
         except PeerGone as error:
             if peer.startswith("shm:"):
                 connection.refusal = f"no shared memory with {peer}: {error}"
@@ -214,7 +217,22 @@ class ZmqReceivingEnd:
             connection.carriage = "frames"
             log.warning("KV from %s comes in frames: %s", peer, error)
         else:
+            connection.carriage = "pages"
             log.info("KV from %s is read from its memory", peer)
+
+    def _choose_across_hosts(self, peer: str, connection: _Peer, welcome: Welcome) -> None:
+        if not welcome.bulk:
+            connection.carriage = "frames"
+            log.warning("KV from %s comes encrypted: it offers no plain connection", peer)
+            return
+        connection.route = secrets.token_bytes(16)
+        options = replace(self._options, routing_id=connection.route)
+        try:
+            connection.bulk = self._wired(dial_plain(self._polled.context, welcome.bulk, options))
+        except (zmq.ZMQError, ConfigError) as error:
+            connection.refusal = f"no plain connection to {peer}: {error}"
+            return
+        log.info("KV from %s comes in the clear, with a MAC for each block", peer)
 
     def _dial(self, peer: str) -> _Peer:
         if len(self._peers) >= PEERS:
@@ -223,23 +241,26 @@ class ZmqReceivingEnd:
         dealer = dial(
             self._polled.context, uri, "decode", "prefill", self._credentials, self._options
         )
+        remote = uri.startswith("zmq+tcp:")
+        only_frames = not self._wants_bulk if remote else peer.startswith("zmq+")
+        connection = _Peer(self._wired(dealer), "frames" if only_frames else None)
+        self._peers[peer] = connection
+        return connection
+
+    def _wired(self, dealer: zmq.Socket[bytes]) -> _Wire:
         try:
             monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         except zmq.ZMQError:
             dealer.close(linger=0)
             raise
-        in_frames = peer.startswith("zmq+") or uri.startswith("zmq+tcp:")
-        connection = _Peer(dealer, monitor, "frames" if in_frames else None)
-        self._peers[peer] = connection
         self._polled.add(dealer)
         self._polled.add(monitor)
-        return connection
+        return _Wire(dealer, monitor)
 
     def _hang_up(self, peer: str) -> None:
-        connection = self._peers.pop(peer)
-        dealer, monitor = connection.dealer, connection.monitor
-        self._polled.remove(dealer)
-        self._polled.remove(monitor)
-        dealer.disable_monitor()
-        monitor.close(linger=0)
-        dealer.close(linger=0)
+        for wire in self._peers.pop(peer).wires():
+            self._polled.remove(wire.dealer)
+            self._polled.remove(wire.monitor)
+            wire.dealer.disable_monitor()
+            wire.monitor.close(linger=0)
+            wire.dealer.close(linger=0)

@@ -1,8 +1,9 @@
 """The sending end on ZeroMQ, which listens for receiving ends.
 
-A message is one frame; ``Blocks`` has a second frame with the bytes, handed to ZeroMQ without a
+A message is one frame. ``Blocks`` has a second frame with the bytes, handed to ZeroMQ without a
 copy, or says in which of the sender's pages they lie, and the receiver reads them there
-(:mod:`kvstore.transport.neighbour`). The receiver decides which.
+(:mod:`kvstore.transport.neighbour`). Which it is, the receiver decides; it may also ask for frames
+on a plain connection beside, where this end offers one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import zmq
+from msgspec.structs import replace
 
+from kvstore.cluster import Ship
 from kvstore.codec import MAX_HEADER_BYTES, encode, well_formed
 from kvstore.credentials import Credentials
 from kvstore.errors import PeerGone
@@ -23,50 +26,42 @@ from kvstore.messages import (
     Carriage,
     Failed,
     Hello,
-    Memory,
     Ready,
     Received,
+    Welcome,
 )
 from kvstore.pages import HostPages, KVPages
 from kvstore.sending import Batch
-from kvstore.transport.digests import Digest
+from kvstore.transport.digests import Digest, Keyed, digest_of
 from kvstore.transport.ends import FromReceiver, Load
 from kvstore.transport.neighbour import Readable
 from kvstore.transport.polling import Polled
-from kvstore.transport.sockets import SocketOptions, listen, socket_uri, uri_of
+from kvstore.transport.sockets import SocketOptions, listen, listen_plain, socket_uri, uri_of
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS, Staging
 
 _PAGES_BATCH_BYTES = 4 * BATCH_BYTES
 """A batch that is only told of: longer, since each costs both ends a message."""
+
+_MAX_HELLO_BYTES = 256
+"""Longest frame that the bulk socket takes, where nobody is known."""
 
 
 class ZmqSendingEnd:
     """Listens for receiving ends. Refuses frames beyond a message header's limit."""
 
     def __init__(
-        self,
-        uri: str,
-        pages: KVPages,
-        generation: str,
-        digest: Digest,
-        credentials: Credentials,
-        *,
-        peers: int,
+        self, uri: str, pages: KVPages, generation: str, ship: Ship, credentials: Credentials
     ) -> None:
         self._pages = pages
         self._generation = generation
-        self._digest = digest
         self._staging = Staging(pages.block_bytes)
-        self._readable = Readable(pages) if isinstance(pages, HostPages) else None
         self._polled = Polled()
-        options = SocketOptions(
-            max_frame_bytes=MAX_HEADER_BYTES,
-            send_queue=peers + BUFFERS,
-            receive_queue=peers + BUFFERS,
-        )
         self._scheme = uri.partition("://")[0]
-        self._local = socket_uri(uri).startswith("zmq+ipc:")
-        self._socket = listen(
+        queue = ship.max_transfers + BUFFERS
+        options = SocketOptions(
+            max_frame_bytes=MAX_HEADER_BYTES, send_queue=queue, receive_queue=queue
+        )
+        self._control = listen(
             self._polled.context,
             socket_uri(uri),
             "prefill",
@@ -74,88 +69,123 @@ class ZmqSendingEnd:
             credentials,
             options,
         )
-        self._polled.add(self._socket)
+        self._polled.add(self._control)
+        self._bulk = self._listen_for_bulk(ship, options)
+        self._readable = Readable(pages) if isinstance(pages, HostPages) else None
+        self._welcome = self._what_is_offered()
+        plain, keyed = digest_of(ship.digest), Keyed(credentials.transport_key())
+        self._digests: Mapping[Carriage, Digest] = {"frames": plain, "pages": plain, "bulk": keyed}
         self.wake, self.wait, self.close = self._polled.wake, self._polled.wait, self._polled.close
 
     @property
     def uri(self) -> str:
         """See SendingEnd."""
-        return f"{self._scheme}://{uri_of(self._socket).partition('://')[2]}"
+        return f"{self._scheme}://{uri_of(self._control).partition('://')[2]}"
 
     def receive(self) -> FromReceiver | None:
         """See SendingEnd."""
+        if self._bulk is not None:
+            self._greet_on_bulk(self._bulk)
         while True:
             try:
-                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                peer, *frames = self._control.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return None
             message = well_formed(frames[0]) if len(frames) == 1 else None
             if isinstance(message, Ready | Received | Cancel):
                 return FromReceiver(peer, message)
             if isinstance(message, Hello):
-                self._greet(peer)
+                with suppress(PeerGone):
+                    _send(self._control, peer, self._welcome)
 
     def reply(self, peer: bytes, message: Failed) -> None:
         """See SendingEnd."""
-        self._send(peer, message)
+        _send(self._control, peer, message)
 
     def room(self) -> Mapping[Carriage, int]:
         """See SendingEnd."""
         room: dict[Carriage, int] = {"pages": max(1, _PAGES_BATCH_BYTES // self._pages.block_bytes)}
         if self._staging.free() is not None:
-            room["frames"] = self._staging.batch_blocks
+            room["frames"] = room["bulk"] = self._staging.batch_blocks
         return room
 
     def load(self, batch: Batch) -> Load:
         """See SendingEnd."""
-        return self._by_pages(batch) if batch.carriage == "pages" else self._by_frames(batch)
+        return self._told(batch) if batch.carriage == "pages" else self._staged(batch)
 
     def post(self, load: Load) -> None:
         """See SendingEnd."""
         if load.buffer is None:
-            self._send(load.peer, load.message)
+            _send(self._control, load.peer, load.message)
             return
-        blocks = len(load.message.digests)
-        payload = self._staging.buffer(load.buffer, blocks)
-        self._send(load.peer, load.message, more=True)
-        tracker = self._socket.send(payload.data, zmq.NOBLOCK, copy=False, track=True)
+        on_bulk = load.carriage == "bulk"
+        socket = self._bulk if on_bulk and self._bulk is not None else self._control
+        payload = self._staging.buffer(load.buffer, len(load.message.digests))
+        _send(socket, load.route if on_bulk else load.peer, load.message, more=True)
+        tracker = socket.send(payload.data, zmq.NOBLOCK, copy=False, track=True)
         assert isinstance(tracker, zmq.MessageTracker)
         self._staging.lend(load.buffer, tracker)
 
-    def _by_frames(self, batch: Batch) -> Load:
+    def _staged(self, batch: Batch) -> Load:
         """Each block is digested while the copy just made of it is still in the cache."""
         number = self._staging.free()
         assert number is not None
-        buffer = self._staging.buffer(number, len(batch.block_ids))
-        pieces = buffer.reshape(len(batch.block_ids), -1)
+        digest, count = self._digests[batch.carriage], len(batch.block_ids)
+        pieces = self._staging.buffer(number, count).reshape(count, -1)
         digests = []
-        for block, piece in zip(batch.block_ids, pieces, strict=True):
-            self._pages.gather((block,), piece)
-            digests.append(self._digest.of((piece,)))
-        return Load(batch.peer, self._blocks(batch, tuple(digests)), number)
+        for index, block in enumerate(batch.block_ids):
+            self._pages.gather((block,), pieces[index])
+            digests.append(digest.of(batch.name(index), (pieces[index],)))
+        message = self._blocks(batch, tuple(digests), ())
+        return Load(batch.peer, message, batch.carriage, batch.route, number)
 
-    def _by_pages(self, batch: Batch) -> Load:
+    def _told(self, batch: Batch) -> Load:
         assert isinstance(self._pages, HostPages)
-        digests = tuple(self._digest.of(self._pages.pieces(block)) for block in batch.block_ids)
-        return Load(batch.peer, self._blocks(batch, digests, batch.block_ids))
+        digest = self._digests["pages"]
+        digests = tuple(
+            digest.of(batch.name(index), self._pages.pieces(block))
+            for index, block in enumerate(batch.block_ids)
+        )
+        return Load(batch.peer, self._blocks(batch, digests, batch.block_ids), "pages")
 
-    def _blocks(
-        self, batch: Batch, digests: tuple[bytes, ...], pages: tuple[int, ...] = ()
-    ) -> Blocks:
+    def _blocks(self, batch: Batch, digests: tuple[bytes, ...], pages: tuple[int, ...]) -> Blocks:
         return Blocks(batch.transfer, self._generation, batch.group, batch.first, digests, pages)
 
-    def _greet(self, peer: bytes) -> None:
-        """Nobody outside this host asks, and who cannot read the probe has learnt nothing."""
-        if not self._local or self._readable is None:
-            memory = Memory(version=PROTOCOL_VERSION)
-        else:
-            memory = self._readable.message
-        with suppress(PeerGone):
-            self._send(peer, memory)
+    def _listen_for_bulk(self, ship: Ship, options: SocketOptions) -> zmq.Socket[bytes] | None:
+        here = uri_of(self._control)
+        if ship.bulk != "authenticated" or not here.startswith("zmq+tcp:"):
+            return None
+        from_nobody = SocketOptions(_MAX_HELLO_BYTES, options.send_queue, BUFFERS)
+        socket = listen_plain(self._polled.context, here, from_nobody)
+        self._polled.add(socket)
+        return socket
 
-    def _send(self, peer: bytes, message: AnyMessage, *, more: bool = False) -> None:
-        try:
-            self._socket.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            raise PeerGone(f"cannot send: {error.strerror}") from None
-        self._socket.send(encode(message), zmq.NOBLOCK | (zmq.SNDMORE if more else 0))
+    def _what_is_offered(self) -> Welcome:
+        """Only who is on this host asks at an ipc socket, and only there memory can be read."""
+        if self._bulk is not None:
+            return Welcome(PROTOCOL_VERSION, bulk=uri_of(self._bulk))
+        local = uri_of(self._control).startswith("zmq+ipc:")
+        if local and self._readable is not None:
+            return self._readable.message
+        return Welcome(PROTOCOL_VERSION)
+
+    def _greet_on_bulk(self, bulk: zmq.Socket[bytes]) -> None:
+        """Answer there what tells a receiver that its route is known. At most a queue full."""
+        for _ in range(BUFFERS):
+            try:
+                route, *frames = bulk.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(frames) == 1 and isinstance(well_formed(frames[0]), Hello):
+                with suppress(PeerGone):
+                    _send(bulk, route, replace(self._welcome, bulk=""))
+
+
+def _send(
+    socket: zmq.Socket[bytes], peer: bytes, message: AnyMessage, *, more: bool = False
+) -> None:
+    try:
+        socket.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
+    except zmq.ZMQError as error:
+        raise PeerGone(f"cannot send: {error.strerror}") from None
+    socket.send(encode(message), zmq.NOBLOCK | (zmq.SNDMORE if more else 0))

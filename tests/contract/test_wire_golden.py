@@ -23,12 +23,12 @@ from kvstore.messages import (
     Delta,
     Failed,
     Hello,
-    Memory,
     Outcome,
     Ready,
     Received,
     Snapshot,
     Subscribe,
+    Welcome,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / f"protocol-{PROTOCOL_VERSION}.hex"
@@ -36,8 +36,9 @@ TRANSFER = bytes(range(16))
 
 SAMPLES: list[AnyMessage] = [
     Hello(version=1),
-    Memory(
+    Welcome(
         version=1,
+        bulk="tcp://10.0.0.1:7103",
         pid=4711,
         base=0x7F00_0000_0000,
         layer_step=1 << 30,
@@ -59,7 +60,8 @@ SAMPLES: list[AnyMessage] = [
         first=(3, 280),
         stop=299,
         blocks=300,
-        carriage="pages",
+        carriage="bulk",
+        route=bytes(range(16)),
         ttl_ms=30_000,
         mac=bytes(range(32, 64)),
     ),

@@ -82,16 +82,18 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     raise AssertionError("it did not happen in time")
 
 
-@pytest.fixture(params=["zmq+ipc", "zmq+tcp", "shm", "auto"])
+@pytest.fixture(params=["zmq+ipc", "zmq+tcp", "shm", "auto", "bulk"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
     credentials = load_or_create(tmp_path / "state")
     local = f"{request.param}://{folder}/ship"
-    uri = "zmq+tcp://127.0.0.1:0" if request.param == "zmq+tcp" else local
+    remote = request.param in {"zmq+tcp", "bulk"}
+    uri = "zmq+tcp://127.0.0.1:0" if remote else local
     source_pages, source = make_pages(1)
     target_pages, target = make_pages(2)
-    setting = Setting(Ship(), credentials, time.monotonic)
+    ship = Ship(bulk="authenticated" if request.param == "bulk" else "encrypted")
+    setting = Setting(ship, credentials, time.monotonic)
     shipper = open_shipper(uri, source_pages, LAYOUT, "gen", setting)
     gate, abandon = f"ipc://{folder}/gate", f"ipc://{folder}/abandon"
     link = ConnectorLink(gate=gate, abandon=abandon)

@@ -26,7 +26,6 @@ from kvstore.messages import (
     Failed,
     FailReason,
     Hello,
-    Memory,
     Outcome,
     Ready,
     Received,
@@ -34,6 +33,7 @@ from kvstore.messages import (
     Snapshot,
     Subscribe,
     Tier,
+    Welcome,
     WorkerState,
 )
 
@@ -50,9 +50,10 @@ TIER = st.sampled_from(get_args(Tier))
 
 MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
     Hello: st.builds(Hello, COUNT),
-    Memory: st.builds(
-        Memory,
+    Welcome: st.builds(
+        Welcome,
         version=COUNT,
+        bulk=TEXT,
         pid=COUNT,
         base=ADDRESS,
         layer_step=ADDRESS,
@@ -76,6 +77,7 @@ MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
         stop=COUNT,
         blocks=COUNT,
         carriage=st.sampled_from(CARRIAGES),
+        route=st.binary(max_size=16),
         ttl_ms=COUNT,
         mac=DIGEST32,
     ),
