@@ -141,6 +141,14 @@ def test_the_last_token_finds_all_it_attends_to(length: int, first: int) -> None
     assert min(shipped) == first == (length - 6) // BLOCK
 
 
+def test_what_has_been_given_away_is_never_shipped() -> None:
+    """A request that decoded on before it was preempted finds a later window cached."""
+    subject = scheduling("a", groups=SLIDING)
+    tables = [[0, 0, 0, 0, 5, 6, 7], [11, 12, 13, 14, 15, 16, 17]]
+    orders = subject.step([Scheduled("a", 24, 2, tables)])
+    assert pages(orders.supplies_before, 0)[bytes(16)] == {4: 5}
+
+
 def test_what_is_cached_of_a_window_leaves_before_the_forward_pass() -> None:
     subject = scheduling("a", groups=SLIDING)
     orders = subject.step([Scheduled("a", 16, 4, [[0, 0, 3, 4, 5], [11, 12, 13, 14, 15]])])
