@@ -138,10 +138,13 @@ class GlooCommunicator:
 class NcclCommunicator:
     """Between two GPUs, on a stream of its own. Raises CommunicatorLost.
 
-    ``device``: this rank's. NCCL refuses two ranks on one.
+    ``device``: this rank's. NCCL refuses two ranks on one. It cannot be interrupted while it
+    connects: with a peer that stops right then, the thread lingers until NCCL itself gives up.
     """
 
-    def __init__(self, store: ControlStore, rank: int, device: torch.device) -> None:
+    def __init__(
+        self, store: ControlStore, rank: int, device: torch.device, seconds: float
+    ) -> None:
         _leave_the_process_alive()
         torch.cuda.set_device(device)
         self._stream = torch.cuda.Stream(device)
@@ -149,9 +152,12 @@ class NcclCommunicator:
         self._other = 1 - rank
         try:
             self._group = nccl(store, rank, 2, nccl.Options())
-            self._group.eager_connect_single_device(device)
         except RuntimeError as error:
             raise CommunicatorLost(f"NCCL: {error}") from None
+        # The first bytes make NCCL connect, which is no load's business.
+        first = torch.zeros(8, dtype=torch.int8, device=device)
+        move = self.send if rank == 0 else self.receive
+        move(first).wait(time.monotonic() + seconds)
 
     def send(self, run: torch.Tensor) -> Pending:
         """See Communicator."""
@@ -178,7 +184,7 @@ def _leave_the_process_alive() -> None:
 
 
 def _posted(call: Callable[..., Any], run: torch.Tensor, other: int) -> Any:  # noqa: ANN401 - torch's
-    try:
+    try:  # the same tag always: what is sent is received in order
         return call([run], other, 0)
     except RuntimeError as error:
         raise CommunicatorLost(str(error)) from None

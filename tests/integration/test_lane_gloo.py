@@ -20,7 +20,7 @@ def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     seconds = getattr(request, "param", 30.0)
     limits = Limits(window=3, build_seconds=30.0, move_seconds=seconds)
     before = set(threading.enumerate())
-    peer = Peer(over_gloo(limits))
+    peer = Peer(over_gloo, limits)
     yield peer
     peer.close()
     lanes = [thread for thread in set(threading.enumerate()) - before if "lane" in thread.name]

@@ -1,4 +1,4 @@
-"""The receiving end of a lane in a process of its own, over gloo, and the pipe that controls it."""
+"""The receiving end of a lane in a process of its own, and the pipe that is its control channel."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from typing import Any
 import torch
 
 from kvstore.device_pages import LayerPages
-from kvstore.lane import Limits, Load
+from kvstore.lane import Broken, Limits, Load
 from kvstore.transport.collective import Bed, ReceivingEnd, SendingEnd
-from kvstore.transport.communicator import Communicator, ControlStore, GlooCommunicator
+from kvstore.transport.communicator import (
+    Communicator,
+    ControlStore,
+    GlooCommunicator,
+    NcclCommunicator,
+)
 
 LAYERS, BLOCKS, PAGE = 2, 24, 4096
 SLOT_BLOCKS = 4
 _TURN_SECONDS = 0.02
 
 
-def pages(seed: int) -> list[torch.Tensor]:
-    """Layers of KV of this seed."""
+def pages(seed: int, device: str = "cpu") -> list[torch.Tensor]:
+    """Layers of KV of this seed, the same on every device."""
     random = torch.Generator().manual_seed(seed)
     shape = (BLOCKS, PAGE)
     return [
-        torch.randint(-128, 128, shape, dtype=torch.int8, generator=random) for _ in range(LAYERS)
+        torch.randint(-128, 128, shape, dtype=torch.int8, generator=random).to(device)
+        for _ in range(LAYERS)
     ]
 
 
@@ -41,6 +47,17 @@ def over_gloo(limits: Limits) -> Bed:
         return GlooCommunicator(store, rank, "127.0.0.1", limits.build_seconds)
 
     return Bed(connect, torch.device("cpu"), LAYERS * PAGE, SLOT_BLOCKS, limits)
+
+
+def over_nccl(limits: Limits) -> Bed:
+    """Both ends' way to a communicator on this host's only GPU, told it were two hosts' GPUs."""
+
+    def connect(store: ControlStore, rank: int) -> Communicator:
+        os.environ.setdefault("NCCL_HOSTID", f"kvferry-rank-{rank}")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        return NcclCommunicator(store, rank, torch.device("cuda", 0), limits.build_seconds)
+
+    return Bed(connect, torch.device("cuda", 0), LAYERS * PAGE, SLOT_BLOCKS, limits)
 
 
 @dataclass(frozen=True)
@@ -66,11 +83,12 @@ class Show:
 
 def receive(pipe: Connection[Any, Any], bed: Bed) -> None:
     """The other process: block ``i`` of a transfer belongs in block ``i`` of its pages."""
-    into = pages(seed=0)
+    into = pages(seed=0, device=bed.device.type)
     target = LayerPages(into)
 
     def place(load: Load, run: torch.Tensor) -> None:
         target.scatter_device(range(load.first, load.first + load.count), run)
+        finish(bed.device)
         said.append(Placed(load.transfer, load.first, load.count))
 
     said: list[Placed] = []
@@ -80,7 +98,7 @@ def receive(pipe: Connection[Any, Any], bed: Bed) -> None:
             while pipe.poll(_TURN_SECONDS):
                 message = pipe.recv()
                 if isinstance(message, Show):
-                    pipe.send(into)
+                    pipe.send([layer.cpu() for layer in into])
                 else:
                     end.on_message(message, time.monotonic())
                 break
@@ -98,21 +116,26 @@ def receive(pipe: Connection[Any, Any], bed: Bed) -> None:
 class Peer:
     """The sending end here, the receiving one in a process, and everything it has told.
 
-    ``cut_off``: the control channel carries nothing.
+    ``cut_off``: the control channel carries nothing. ``reasons``: why epochs ended.
     """
 
-    def __init__(self, bed: Bed) -> None:
+    def __init__(self, make_bed: Callable[[Limits], Bed], limits: Limits) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_receive, args=(theirs, bed.limits))
+        self.process: BaseProcess = context.Process(
+            target=_receive, args=(theirs, make_bed, limits)
+        )
         self.process.start()
         theirs.close()
         self._due = threading.Event()
+        bed = make_bed(limits)
+        self._device = bed.device
         self.end = SendingEnd(bed, wake=self._due.set)
         self.placed: list[Placed] = []
         self.failed_here: list[bytes] = []
         self.failed_there: list[bytes] = []
         self.shown: list[list[torch.Tensor]] = []
+        self.reasons: list[str] = []
         self.cut_off = False
 
     def turn(self) -> None:
@@ -120,6 +143,7 @@ class Peer:
         while not self.cut_off and self._pipe.poll(0):
             self._hear(self._pipe.recv())
         for message in self.end.turn(time.monotonic()):
+            self._note(message)
             if not self.cut_off:
                 self._pipe.send(message)
         self.failed_here += self.end.take_failed()
@@ -135,7 +159,12 @@ class Peer:
             case list():
                 self.shown.append(message)
             case _:
+                self._note(message)
                 self.end.on_message(message, time.monotonic())  # type: ignore[arg-type]
+
+    def _note(self, message: object) -> None:
+        if isinstance(message, Broken):
+            self.reasons.append(message.detail)
 
     def until(self, reached: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
         """Take turns until ``reached``. Raises AssertionError when it does not come."""
@@ -155,6 +184,7 @@ class Peer:
         """Blocks ``first …`` of a transfer, from blocks of the same numbers."""
         slot = self.slot()
         source.gather_device(range(first, first + count), slot[: count * source.block_bytes])
+        finish(self._device)
         self.end.send(transfer, first, count, time.monotonic())
 
     def pages_there(self) -> list[torch.Tensor]:
@@ -189,5 +219,11 @@ class Peer:
         self.process.kill()
 
 
-def _receive(pipe: Connection[Any, Any], limits: Limits) -> None:
-    receive(pipe, over_gloo(limits))
+def _receive(pipe: Connection[Any, Any], make_bed: Callable[[Limits], Bed], limits: Limits) -> None:
+    receive(pipe, make_bed(limits))
+
+
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
