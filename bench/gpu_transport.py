@@ -20,7 +20,7 @@ if not __package__:
 
 import torch
 
-from bench.gpu import ipc, paged
+from bench.gpu import ipc, nccl, paged
 from bench.gpu.figures import Figure
 from bench.measures.comparison import FEWEST_PAIRS
 
@@ -53,6 +53,7 @@ def measure(size: int, rounds: int) -> Iterator[Figure]:
     """Every figure as it is found."""
     yield from paged.figures(size, rounds)
     yield from ipc.figures(size, rounds)
+    yield from nccl.figures(size, rounds)
 
 
 def line(figure: Figure) -> str:
