@@ -9,8 +9,10 @@ A transfer is used once. After a failure the engine asks again and is told there
 fetch, so it computes the prompt itself. A request with a local ticket has no transfer; of every
 request with a ticket its first step is told.
 
-All but a prompt's last token is fetched: that one is computed here in any case. Of a sliding group
-that is what the last token attends to; vLLM reserves nothing before it.
+All but a prompt's last token is fetched: that one is computed here in any case. Where the sender
+holds nearly all of the prompt, what is missing from its last block is computed here too: those
+blocks leave at once, and the rest would come a step of the sender's later. Of a sliding group the
+blocks are fetched that the first token computed here attends to; vLLM reserves nothing before them.
 """
 
 from __future__ import annotations
@@ -91,11 +93,12 @@ class DecodeScheduling:
         if tracked is None or tracked.stage is not Stage.NEW:
             return 0
         tracked.local = computed
-        length = len(tracked.tokens)
-        if computed >= (length - 1) // self._block_size * self._block_size:
+        whole = (len(tracked.tokens) - 1) // self._block_size * self._block_size
+        if computed >= whole:
             self._decline(request, tracked)
             return 0
-        return length - 1 - computed
+        wanted = whole if tracked.ticket.held >= whole else len(tracked.tokens) - 1
+        return wanted - computed
 
     def allocated(self, request: str, tables: Sequence[Sequence[int]], external: int) -> None:
         """The engine has reserved blocks for the request, ``external`` tokens to fetch.
@@ -109,7 +112,7 @@ class DecodeScheduling:
             self._decline(request, tracked)
             return
         tracked.stage = Stage.FETCHING
-        computed = len(tracked.tokens) - 1
+        computed = tracked.local + external
         here, stop = tracked.local // self._block_size, -(-computed // self._block_size)
         first = tuple(
             max(here, group.first_live(computed, self._block_size)) for group in self._groups

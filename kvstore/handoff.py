@@ -29,12 +29,17 @@ class PrefillTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="fetch"):
-    """For the decode leg: fetch this prompt's KV from ``ship``, from this generation of it."""
+    """For the decode leg: fetch this prompt's KV from ``ship``, from this generation of it.
+
+    ``held`` tokens of it are believed to be there already: where little is missing, decode computes
+    the rest itself instead of waiting for it.
+    """
 
     transfer: TransferHex
     ttl_ms: Annotated[int, msgspec.Meta(gt=0, le=3_600_000)]
     ship: Annotated[str, msgspec.Meta(max_length=512)]
     sender_generation: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    held: Count = 0
 
 
 class LocalTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="local"):

@@ -248,8 +248,10 @@ class PrefillScheduling:
         if tracked.transfer is None:
             return
         length, size = len(tracked.tokens), self._block_size
+        # A decode worker computes at least the last token, and at most what follows whole blocks.
+        earliest = (length - 1) // size * size
         tracked.supplied = tracked.supplied or [
-            group.first_live(length - 1, size) for group in self._groups
+            group.first_live(earliest, size) for group in self._groups
         ]
         complete = min(item.computed, length) // size
         before = [

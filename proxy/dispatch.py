@@ -103,6 +103,7 @@ class Dispatch:
                 ttl_ms=_milliseconds(self._ship.deadline_seconds),
                 ship=plan.prefill.ship,
                 sender_generation=plan.prefill.generation,
+                held=plan.held,
             )
             leg = self._prefill_leg(job, plan, ticket.transfer, flight)
             flight.to_prefill(asyncio.create_task(leg, name="prefill leg"))

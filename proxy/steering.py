@@ -50,10 +50,14 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Disaggregated:
-    """``prefill`` computes and ships, ``decode`` generates."""
+    """``prefill`` computes and ships, ``decode`` generates.
+
+    ``held`` tokens of the prompt are thought to be on ``prefill`` already.
+    """
 
     prefill: Announce
     decode: Announce
+    held: int
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,11 @@ def plan(prompt: Prompt, alone: str | None, fleet: Fleet) -> Plan:
         return DecodeOnly(decode, "decode-holds")
     ready = [worker for worker in fleet.prefill if worker.state == "ready"]
     matching = [worker for worker in ready if _fits(worker, decode)]
-    prefill = best(matching, fleet, tiers=("gpu", "dram"))
+    tiers = ("gpu", "dram")
+    prefill = best(matching, fleet, tiers)
     if prefill is None:
         return DecodeOnly(decode, "layout-mismatch" if ready else "no-prefill-worker")
-    return Disaggregated(prefill, decode)
+    return Disaggregated(prefill, decode, _longest(prefill, fleet, tiers) * prompt.block_size)
 
 
 def best(workers: Sequence[Announce], fleet: Fleet, tiers: Sequence[str] = ()) -> Announce | None:

@@ -58,6 +58,17 @@ def test_a_tail_of_less_than_a_block_is_computed_and_the_sender_told(computed: i
     assert (order.first, order.stop, order.block_ids) == ((0,), 0, ((),))
 
 
+@pytest.mark.parametrize(("held", "fetched", "stop"), [(4, 9, 3), (8, 8, 2), (12, 8, 2)])
+def test_the_tail_of_what_the_sender_holds_is_computed_here(
+    held: int, fetched: int, stop: int
+) -> None:
+    subject = scheduling(ticket=TICKET | {"held": held})
+    assert subject.matched("r", 0) == fetched
+    subject.allocated("r", [[7, 8, 9]], fetched)
+    (order,) = subject.step().fetches
+    assert (order.first, order.stop, order.block_ids) == ((0,), stop, ((7, 8, 9)[:stop],))
+
+
 def test_a_failed_fetch_is_not_asked_for_again() -> None:
     subject = scheduling()
     subject.matched("r", 0)

@@ -62,7 +62,7 @@ def fleet(
 
 
 def test_disaggregates_by_default() -> None:
-    assert plan(PROMPT, None, fleet()) == Disaggregated(P0, D0)
+    assert plan(PROMPT, None, fleet()) == Disaggregated(P0, D0, 0)
 
 
 def test_rejects_without_ready_decode() -> None:
@@ -77,13 +77,13 @@ def test_alone() -> None:
 
 def test_short() -> None:
     assert plan(Prompt(15, 16), None, fleet()) == DecodeOnly(D0, "short")
-    assert plan(Prompt(16, 16), None, fleet()) == Disaggregated(P0, D0)
+    assert plan(Prompt(16, 16), None, fleet()) == Disaggregated(P0, D0, 0)
 
 
 def test_decode_holds_all_but_the_last_block() -> None:
     for gpu, alone in ((6, True), (5, True), (4, False)):
         decided = plan(PROMPT, None, fleet(held={"d1": Held(gpu, 0)}))
-        expected = DecodeOnly(D1, "decode-holds") if alone else Disaggregated(P0, D1)
+        expected = DecodeOnly(D1, "decode-holds") if alone else Disaggregated(P0, D1, 0)
         assert decided == expected
     assert isinstance(plan(PROMPT, None, fleet(held={"d0": Held(0, 6)})), Disaggregated)
     one = Prompt(20, 16)
@@ -100,20 +100,22 @@ def test_no_prefill() -> None:
 def test_layouts_must_match() -> None:
     other = msgspec.structs.replace(P0, fingerprint="z")
     assert plan(PROMPT, None, fleet(prefill=[other])) == DecodeOnly(D0, "layout-mismatch")
-    assert plan(PROMPT, None, fleet(prefill=[other, P1])) == Disaggregated(P1, D0)
+    assert plan(PROMPT, None, fleet(prefill=[other, P1])) == Disaggregated(P1, D0, 0)
 
 
 def test_longest_prefix_in_either_tier_then_least_loaded() -> None:
     held = {"p0": Held(2, 0), "p1": Held(0, 4)}
-    assert plan(PROMPT, None, fleet(held=held)) == Disaggregated(P1, D0)
-    assert plan(PROMPT, None, fleet(load={"p0": 1, "d0": 1})) == Disaggregated(P1, D1)
+    assert plan(PROMPT, None, fleet(held=held)) == Disaggregated(P1, D0, 64)
+    assert plan(PROMPT, None, fleet(load={"p0": 1, "d0": 1})) == Disaggregated(P1, D1, 0)
 
 
 def test_a_prefix_is_not_worth_any_queue() -> None:
     held = {"p0": Held(6, 0)}
-    assert plan(PROMPT, None, fleet(held=held, load={"p0": LOAD_SLACK})) == Disaggregated(P0, D0)
+    assert plan(PROMPT, None, fleet(held=held, load={"p0": LOAD_SLACK})) == Disaggregated(
+        P0, D0, 96
+    )
     busy = fleet(held=held, load={"p0": LOAD_SLACK + 1})
-    assert plan(PROMPT, None, busy) == Disaggregated(P1, D0)
+    assert plan(PROMPT, None, busy) == Disaggregated(P1, D0, 0)
 
 
 NAMES = ["w0", "w1", "w2", "w3"]
