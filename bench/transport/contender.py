@@ -19,7 +19,10 @@ class _Contender(msgspec.Struct, frozen=True, tag=True):
 
 
 class Kvferry(_Contender, frozen=True):
-    """One of our transports. ``curve``: encrypted, of meaning with ``zmq+tcp`` alone."""
+    """One of our transports. ``curve``: encrypted, of meaning with ``zmq+tcp`` alone.
+
+    ``digests``: of each block; where it crosses TCP in the clear, a keyed MAC.
+    """
 
     scheme: Scheme
     digests: bool = False

@@ -48,6 +48,8 @@ MOVES: list[tuple[Contender, Case]] = [
     (Kvferry("shm"), Case(HELD)),
     (Kvferry("shm", digests=True), Case(8, "random")),
     (Kvferry("zmq+ipc"), Case(8, "random", 4)),
+    (Kvferry("zmq+tcp"), Case(8, "random")),
+    (Kvferry("zmq+tcp", digests=True), Case(8, "random", 2)),
     (Kvferry("zmq+tcp", digests=True, curve=True), Case(8, "random")),
     (Memcpy(), Case(HELD)),
     (Gather(), Case(8, "gathered")),
