@@ -148,7 +148,7 @@ class SenderCore:
     # -- from the wire and the clock
 
     def on_ready(self, peer: bytes, ready: Ready, now: float) -> None:
-        """A receiver has reserved memory. A refusal is answered, never dropped."""
+        """A receiver has reserved memory. A refusal is answered, a repetition has no effect."""
         transfer = ready.transfer
         if transfer in self._gone:
             self._refuse(peer, transfer, self._gone[transfer], "this transfer has ended")
@@ -163,7 +163,8 @@ class SenderCore:
                 return
             outbound = self._live[transfer] = _Outbound(now + ready.ttl_ms / 1000)
         if outbound.ready is not None:
-            self._refuse(peer, transfer, "protocol", "this transfer has a receiver already")
+            if (outbound.peer, outbound.ready) != (peer, ready):
+                self._refuse(peer, transfer, "protocol", "this transfer has a receiver already")
             return
         outbound.peer, outbound.ready = peer, ready
         if outbound.prompt is not None:

@@ -25,6 +25,7 @@ BlockName = tuple[bytes, int, int]
 """(transfer, KV group, position)."""
 
 _TRANSFERS = 256
+_SEED = (1 << 64) - 1
 
 
 class Digest(Protocol):
@@ -34,12 +35,15 @@ class Digest(Protocol):
 
 
 class Xxh3:
-    """XXH3 with 128 bits (xxhash.com), over all pieces as one."""
+    """XXH3 with 128 bits (xxhash.com), over all pieces as one.
+
+    Seeded with the block's place: what is right in one KV group or position is wrong in another.
+    """
 
     def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes:
         """See Digest."""
-        del name
-        state = xxhash.xxh3_128()
+        _, group, position = name
+        state = xxhash.xxh3_128(seed=(group << 32) + position & _SEED)
         for piece in pieces:
             state.update(piece.data)
         return state.digest()
