@@ -83,3 +83,8 @@ class Keyed:
 def digest_of(name: DigestName) -> Digest:
     """The digest of that name."""
     return Xxh3() if name == "xxh3-128" else NoDigest()
+
+
+def keyed_of(name: DigestName, key: bytes) -> Digest:
+    """What blocks get on a connection where anybody may write; with "none", nothing either."""
+    return NoDigest() if name == "none" else Keyed(key)

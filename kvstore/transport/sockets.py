@@ -92,13 +92,13 @@ def listen(
 def listen_plain(
     context: zmq.Context[Socket], beside: str, options: SocketOptions = DEFAULT_OPTIONS
 ) -> Socket:
-    """A bound ROUTER without CURVE, for bulk: at the host of the URI ``beside``, two ports on.
+    """A bound ROUTER without CURVE, for bulk: on the host of ``beside`` (a URI), two ports on.
 
-    Anybody may connect; who does learns nothing and takes nobody's place. Raises ConfigError when
-    the port is in use.
+    Where that leaves the port to the system, so does this. Anybody may connect; who does learns
+    nothing and takes nobody's place. Raises ConfigError when the port is in use.
     """
-    host, _, port = beside.removeprefix("zmq+tcp://").rpartition(":")
-    endpoint = f"tcp://{host}:{int(port) + 2}"
+    host, _, port = _numeric(_endpoint(beside)).removeprefix("tcp://").rpartition(":")
+    endpoint = f"tcp://{host}:{int(port) + 2 if int(port) else 0}"
     router = context.socket(zmq.ROUTER)
     try:
         _bound(router, options)

@@ -36,7 +36,7 @@ from kvstore.messages import (
 )
 from kvstore.pages import KVPages
 from kvstore.transport.cargo import Frame, RemotePages
-from kvstore.transport.digests import Keyed, digest_of
+from kvstore.transport.digests import digest_of, keyed_of
 from kvstore.transport.ends import FromSender
 from kvstore.transport.neighbour import Neighbour
 from kvstore.transport.polling import Polled
@@ -110,7 +110,8 @@ class ZmqReceivingEnd:
         self._pages = pages
         self._credentials = credentials
         self._wants_bulk = ship.bulk == "authenticated"
-        self._digest, self._keyed = digest_of(ship.digest), Keyed(credentials.transport_key())
+        self._digest = digest_of(ship.digest)
+        self._keyed = keyed_of(ship.digest, credentials.transport_key())
         self._options = SocketOptions(
             max_frame_bytes=max(2 * pages.block_bytes + BATCH_BYTES, MAX_HEADER_BYTES),
             send_queue=ship.max_transfers,

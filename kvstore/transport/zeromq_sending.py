@@ -32,7 +32,7 @@ from kvstore.messages import (
 )
 from kvstore.pages import HostPages, KVPages
 from kvstore.sending import Batch
-from kvstore.transport.digests import Digest, Keyed, digest_of
+from kvstore.transport.digests import Digest, digest_of, keyed_of
 from kvstore.transport.ends import FromReceiver, Load
 from kvstore.transport.neighbour import Readable
 from kvstore.transport.polling import Polled
@@ -70,10 +70,11 @@ class ZmqSendingEnd:
             options,
         )
         self._polled.add(self._control)
-        self._bulk = self._listen_for_bulk(ship, options)
+        self._bulk = self._listen_for_bulk(socket_uri(uri), ship, options)
         self._readable = Readable(pages) if isinstance(pages, HostPages) else None
         self._welcome = self._what_is_offered()
-        plain, keyed = digest_of(ship.digest), Keyed(credentials.transport_key())
+        plain, key = digest_of(ship.digest), credentials.transport_key()
+        keyed = keyed_of(ship.digest, key)
         self._digests: Mapping[Carriage, Digest] = {"frames": plain, "pages": plain, "bulk": keyed}
         self.wake, self.wait, self.close = self._polled.wake, self._polled.wait, self._polled.close
 
@@ -151,12 +152,13 @@ class ZmqSendingEnd:
     def _blocks(self, batch: Batch, digests: tuple[bytes, ...], pages: tuple[int, ...]) -> Blocks:
         return Blocks(batch.transfer, self._generation, batch.group, batch.first, digests, pages)
 
-    def _listen_for_bulk(self, ship: Ship, options: SocketOptions) -> zmq.Socket[bytes] | None:
-        here = uri_of(self._control)
-        if ship.bulk != "authenticated" or not here.startswith("zmq+tcp:"):
+    def _listen_for_bulk(
+        self, uri: str, ship: Ship, options: SocketOptions
+    ) -> zmq.Socket[bytes] | None:
+        if ship.bulk != "authenticated" or not uri.startswith("zmq+tcp:"):
             return None
         from_nobody = SocketOptions(_MAX_HELLO_BYTES, options.send_queue, BUFFERS)
-        socket = listen_plain(self._polled.context, here, from_nobody)
+        socket = listen_plain(self._polled.context, uri, from_nobody)
         self._polled.add(socket)
         return socket
 
