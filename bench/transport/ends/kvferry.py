@@ -17,19 +17,16 @@ from msgspec.structs import replace
 from bench.transport.case import BLOCK_BYTES, Case
 from bench.transport.contender import Kvferry
 from bench.transport.ends.end import MOVE_SECONDS, Bystander, Room, TransportFailed
-from bench.transport.ends.unchecked import UncheckedReceivingEnd, UncheckedSendingEnd
 from bench.transport.frames import Moved
 from kvstore.cluster import Ship
 from kvstore.credentials import load_or_create
 from kvstore.layout import KVLayout
 from kvstore.messages import PROTOCOL_VERSION, Ready
 from kvstore.pages import KVPages, open_pages
-from kvstore.receiving import ReceiverCore, Reservation
-from kvstore.sending import SenderCore
+from kvstore.receiving import Reservation
 from kvstore.transfer import Prompt, ready_mac
-from kvstore.transport.fetcher import Fetch, Fetcher
+from kvstore.transport.fetcher import Fetch
 from kvstore.transport.opening import Setting, open_fetcher, open_shipper
-from kvstore.transport.shipper import Shipper
 
 _GENERATION = "bench"
 _WAIT_SECONDS = 1.0
@@ -64,10 +61,7 @@ class KvferrySender(Bystander):
         self._held = len(room.pages)
         setting = _setting(room, contender)
         uri = _uri(room, contender)
-        if _unchecked(contender):
-            self._shipper = _unchecked_shipper(uri, _pages(room), setting)
-        else:
-            self._shipper = open_shipper(uri, _pages(room), _LAYOUT, _GENERATION, setting)
+        self._shipper = open_shipper(uri, _pages(room), _LAYOUT, _GENERATION, setting)
         self._shipper.start()
         self.offer = self._shipper.uri
         self._armed: list[tuple[bytes, dict[tuple[int, int], int]]] = []
@@ -102,10 +96,7 @@ class KvferryReceiver(Bystander):
         self._held = len(room.pages)
         setting = _setting(room, contender)
         self._key = setting.credentials.transport_key()
-        if _unchecked(contender):
-            self._fetcher = _unchecked_fetcher(_pages(room), setting)
-        else:
-            self._fetcher = open_fetcher(_pages(room), setting)
+        self._fetcher = open_fetcher(_pages(room), setting)
         self._fetcher.start()
         self._peer = ""
         self._number = 0
@@ -154,25 +145,6 @@ def _setting(room: Room, contender: Kvferry) -> Setting:
         digest="xxh3-128" if contender.digests else "none",
     )
     return Setting(ship, load_or_create(room.folder / "state"), time.monotonic)
-
-
-def _unchecked(contender: Kvferry) -> bool:
-    return contender.scheme == "zmq+tcp" and not contender.curve and not contender.digests
-
-
-def _unchecked_shipper(uri: str, pages: KVPages, setting: Setting) -> Shipper:
-    """As ``open_shipper`` makes it, but for its end."""
-    ship, key = setting.ship, setting.credentials.transport_key()
-    window = (ship.window_mib << 20) // pages.block_bytes
-    core = SenderCore(_GENERATION, _LAYOUT, key, window=window, limit=ship.max_transfers)
-    end = UncheckedSendingEnd(uri, pages, _GENERATION, ship, setting.credentials)
-    return Shipper(core, pages, end, setting.clock)
-
-
-def _unchecked_fetcher(pages: KVPages, setting: Setting) -> Fetcher:
-    """As ``open_fetcher`` makes it, but for its end."""
-    end = UncheckedReceivingEnd(pages, setting.ship, setting.credentials)
-    return Fetcher(ReceiverCore(pages.block_bytes), pages, end, setting.clock)
 
 
 def _pages(room: Room) -> KVPages:
