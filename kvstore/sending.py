@@ -27,6 +27,10 @@ TOMBSTONES = 4096
 """Ended transfers remembered, so that a late Ready is refused at once instead of waiting."""
 
 
+EARLY_SECONDS = 300.0
+"""How long at most a receiver may hold a place for a prompt that is not taken up."""
+
+
 Place = tuple[int, int]
 """(KV group, position in the prompt)."""
 
@@ -161,7 +165,7 @@ class SenderCore:
             if len(self._live) >= self._limit:
                 self._refuse(peer, transfer, "overloaded", f"{self._limit} transfers are open")
                 return
-            outbound = self._live[transfer] = _Outbound(now + ready.ttl_ms / 1000)
+            outbound = self._live[transfer] = _Outbound(now + min(ready.ttl_ms / 1000, EARLY_SECONDS))
         if outbound.ready is not None:
             if (outbound.peer, outbound.ready) != (peer, ready):
                 self._refuse(peer, transfer, "protocol", "this transfer has a receiver already")

@@ -1,17 +1,14 @@
-"""Sender and receiver together, over a channel that delays, repeats, drops and breaks."""
+"""The rules of the sending and the receiving core, one by one."""
 
 from dataclasses import replace as replace_fields
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
 from kvstore.layout import KVLayout
-from kvstore.messages import PROTOCOL_VERSION, Blocks, Cancel, Failed, Ready, Received
+from kvstore.messages import PROTOCOL_VERSION, Blocks, Cancel, Ready, Received
 from kvstore.receiving import ReceiverCore, Reservation
-from kvstore.sending import SenderCore
+from kvstore.sending import EARLY_SECONDS, SenderCore
 from kvstore.transfer import Prompt, ready_mac
 
 KEY = b"k" * 32
@@ -182,6 +179,29 @@ def test_early_receivers_are_bounded() -> None:
     assert core.live() == 0
 
 
+def test_early_receivers_hold_no_place_for_longer_than_we_say() -> None:
+    core = sender(limit=1)
+    core.on_ready(PEER, replace(ready(), ttl_ms=1 << 32), 0.0)
+    core.expire(EARLY_SECONDS)
+    assert core.live() == 0
+
+
+def test_a_repeated_ready_has_no_effect_and_a_second_receiver_is_refused() -> None:
+    core = sender()
+    core.open(T, PROMPT, 10.0)
+    core.supply(T, pages(range(2)))
+    core.on_ready(PEER, ready(), 0.0)
+    assert drain(core) == [(0, (0, 1))]
+    core.on_ready(PEER, ready(), 0.0)
+    assert core.take_replies() == []
+    core.on_ready(b"somebody else", ready(), 0.0)
+    assert [(peer, failed.reason) for peer, failed in core.take_replies()] == [
+        (b"somebody else", "protocol")
+    ]
+    core.supply(T, pages(range(5)))
+    assert drain(core, 8) == [(2, (2, 3, 4))]
+
+
 def reservation(first: int = 0, count: int = 5) -> Reservation:
     return Reservation(T, URI, "gen", (first,), (tuple(range(20, 20 + count)),), 10.0)
 
@@ -228,145 +248,3 @@ def test_a_transfer_abandoned_before_it_began_ends_when_it_begins() -> None:
     assert core.take_ended() == []
     core.begin(reservation(), 1.0)
     assert [end.reason for end in core.take_ended()] == ["abandoned"]
-
-
-class TransferMachine(RuleBasedStateMachine):
-    """One transfer end to end. Pages hold their position; preemption gives them other ids."""
-
-    @initialize(blocks_=st.integers(1, 9), first=st.integers(0, 9), window=st.integers(1, 4))
-    def begin(self, blocks_: int, first: int, window: int) -> None:
-        self.prompt = Prompt("s" * 64, b"d" * 32, blocks_)
-        self.first = min(first, blocks_)
-        self.sender = sender(window)
-        self.receiver = ReceiverCore(BLOCK_BYTES)
-        self.now = 0.0
-        self.salted_page = 1000
-        self.pages: dict[int, int] = {}
-        self.written: dict[int, int] = {}
-        self.to_receiver: list[tuple[Blocks, tuple[int, ...]] | Failed] = []
-        self.to_sender: list[Ready | Received | Cancel] = [ready(self.first, self.prompt)]
-        ids = tuple(range(self.first, blocks_))
-        self.receiver.begin(Reservation(T, URI, "gen", (self.first,), (ids,), 50.0), 0.0)
-        self.settled = 0
-        self.ended: list[str | None] = []
-        self.opened = False
-        self.computed = 0
-
-    @precondition(lambda self: not self.opened)
-    @rule()
-    def open(self) -> None:
-        self.opened = True
-        self.sender.open(T, self.prompt, 40.0)
-
-    @precondition(lambda self: self.opened and self.computed < self.prompt.blocks)
-    @rule(count=st.integers(1, 4))
-    def compute(self, count: int) -> None:
-        until = min(self.prompt.blocks, self.computed + count)
-        fresh = {}
-        for position in range(self.computed, until):
-            self.salted_page += 1
-            self.pages[self.salted_page] = position
-            fresh[0, position] = self.salted_page
-        self.computed = until
-        self.sender.supply(T, fresh)
-
-    @precondition(lambda self: self.opened)
-    @rule()
-    def preempt(self) -> None:
-        self.sender.withdraw(T)
-        self.pages.clear()
-        self.computed = 0
-
-    @rule(limit=st.integers(1, 3))
-    def ship(self, limit: int) -> None:
-        batch = self.sender.next_batch({"frames": limit})
-        if batch is None:
-            return
-        contents = tuple(self.pages[page] for page in batch.block_ids)
-        self.sender.sent(batch)
-        digests = tuple(b"%16d" % at for at in contents)
-        self.to_receiver.append((Blocks(T, "gen", 0, batch.first, digests), contents))
-
-    @rule(repeat=st.booleans())
-    def deliver_to_receiver(self, repeat: bool) -> None:
-        for failed in (failed for _, failed in self.sender.take_replies()):
-            self.to_receiver.append(failed)
-        if not self.to_receiver:
-            return
-        message = self.to_receiver[0] if repeat else self.to_receiver.pop(0)
-        if isinstance(message, Failed):
-            self.receiver.on_failed(URI, message, self.now)
-            return
-        header, contents = message
-        size = BLOCK_BYTES * len(contents)
-        placement = self.receiver.accept(URI, header, size, self.now)
-        if placement is not None:
-            for block, content in zip(placement.block_ids, contents, strict=True):
-                self.written[block] = content
-            self.receiver.placed(placement, self.now)
-
-    @rule()
-    def deliver_to_sender(self) -> None:
-        self.to_sender += [message for _, message in self.receiver.take_outgoing()]
-        if not self.to_sender:
-            return
-        match self.to_sender.pop(0):
-            case Ready() as message:
-                self.sender.on_ready(PEER, message, self.now)
-            case Received() as message:
-                self.sender.on_received(PEER, message)
-            case Cancel() as message:
-                self.sender.on_cancel(PEER, message)
-
-    @rule(seconds=st.floats(0, 5))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.sender.expire(self.now)
-        self.receiver.expire(self.now)
-
-    @precondition(lambda self: self.opened)
-    @rule()
-    def engine_is_through(self) -> None:
-        self.sender.close(T)
-
-    @rule()
-    def break_connection(self) -> None:
-        self.receiver.peer_lost(URI, "gone", self.now)
-        self.sender.peer_lost(PEER)
-        self.to_receiver.clear()
-        self.to_sender.clear()
-
-    @rule()
-    def abandon(self) -> None:
-        self.receiver.abandon(T, self.now)
-
-    @invariant()
-    def every_end_is_told_once(self) -> None:
-        self.settled += len(self.sender.take_settled())
-        self.ended += [end.reason for end in self.receiver.take_ended()]
-        assert self.settled <= 1
-        assert len(self.ended) <= 1
-
-    @invariant()
-    def no_wrong_page(self) -> None:
-        assert all(block == content for block, content in self.written.items())
-
-    @invariant()
-    def complete_means_all_there(self) -> None:
-        if self.ended == [None]:
-            assert set(self.written) == set(range(self.first, self.prompt.blocks))
-
-    def teardown(self) -> None:
-        if not hasattr(self, "sender"):
-            return
-        self.now += 1000
-        self.sender.expire(self.now)
-        self.receiver.expire(self.now)
-        self.every_end_is_told_once()
-        assert len(self.ended) == 1
-        assert self.settled == int(self.opened)
-        assert self.sender.live() == self.receiver.live() == 0
-
-
-TestTransfer = TransferMachine.TestCase
-TestTransfer.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
