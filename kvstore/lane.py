@@ -1,23 +1,23 @@
-"""One pair's order of loads over a two-rank communicator, and what a loss ends. No I/O.
+"""One pair's order of shipments over a two-rank communicator, and what a loss ends. No I/O.
 
 A communicator (NCCL between GPUs) moves bytes between two ranks, in the order in which both call
-it, and hangs or dies as a whole. So the sender decides one total order of **loads** (consecutive
-blocks of one transfer) and announces each on the control channel; the receiver receives in that
-order. A **lane** is that order in one direction between one pair of workers::
+it, and hangs or dies as a whole. So the sender decides one total order of **shipments**
+(consecutive blocks of one transfer) and announces each on the control channel; the receiver
+receives in that order. A **lane** is that order in one direction between one pair of workers::
 
     sender                                  receiver
       Rendezvous(epoch) ────────────────────▶        both build the communicator of this epoch
       ◀──────────────────────────────── Entry*        what they must know of each other to do so
       Entry* ────────────────────────────────▶
-      Load(0), Load(1), … ───────────────────▶        announced; the bytes follow in this order
+      Shipment(0), Shipment(1), … ───────────▶        announced; the bytes follow in this order
       ◀──────────────────────────────── Taken*        out of the staging ring; opens the window
       ◀──────────── Broken(epoch) ───────────▶        at any time: this communicator is over
 
 An **epoch** is one communicator's life. Whoever sees it fail, or sees no progress in time, ends it
-and says ``Broken``; every transfer with a load on the way has failed, and no other. The next load
-somebody wants to send begins the next epoch; what still arrives of an earlier one has no effect.
-Sequence numbers count from zero in every epoch, and a load's place in the staging ring of
-``window`` slots is its number modulo ``window``: the slot is free again when its load is taken.
+and says ``Broken``; every transfer with a shipment on the way has failed, and no other. The next
+shipment somebody wants to send begins the next epoch; what still arrives of an earlier one has no
+effect. Sequence numbers count from zero in every epoch, and a shipment's place in the staging ring
+of ``window`` slots is its number modulo ``window``: the slot is free again when it is taken.
 
 A lane lives as long as both workers' generations. The control channel keeps order; when it breaks,
 ``peer_lost`` ends the epoch on both sides, and nothing sent before arrives after.
@@ -53,19 +53,28 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Load:
-    """Load ``sequence`` of an epoch: ``count`` blocks of a transfer, from position ``first`` on."""
+class Shipment:
+    """Shipment ``sequence`` of an epoch: blocks ``first …`` of a transfer's KV group.
+
+    One digest for each block, which the receiver checks before it places any.
+    """
 
     epoch: int
     sequence: int
     transfer: bytes
+    group: int
     first: int
-    count: int
+    digests: tuple[bytes, ...]
+
+    @property
+    def count(self) -> int:
+        """How many blocks."""
+        return len(self.digests)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Load ``sequence`` is out of the receiver's staging ring."""
+    """Shipment ``sequence`` is out of the receiver's staging ring."""
 
     epoch: int
     sequence: int
@@ -88,9 +97,9 @@ class Build:
 
 @dataclass(frozen=True)
 class Move:
-    """Send or receive this load, after all earlier ones."""
+    """Send or receive this shipment, after all earlier ones."""
 
-    load: Load
+    shipment: Shipment
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Abort:
 
 @dataclass(frozen=True)
 class Limits:
-    """``window``: loads on the way at most. Seconds to build, and from one load to the next."""
+    """``window``: shipments on the way at most. Seconds to build, and for one of them to move."""
 
     window: int = 4
     build_seconds: float = 20.0
@@ -110,7 +119,7 @@ class Limits:
 
 
 Command = Build | Move | Abort
-Said = TypeVar("Said", Rendezvous | Load, Taken)
+Said = TypeVar("Said", Rendezvous | Shipment, Taken)
 """What only this end says; ``Broken`` both do."""
 
 
@@ -122,7 +131,7 @@ class _Lane(Generic[Said]):
         self.state: Literal["closed", "building", "open"] = "closed"
         self._limits = limits
         self._next = 0
-        self._on_way: OrderedDict[int, Load] = OrderedDict()
+        self._on_way: OrderedDict[int, Shipment] = OrderedDict()
         self._until: float | None = None
         self._outgoing: list[Said | Broken] = []
         self._commands: list[Command] = []
@@ -171,7 +180,7 @@ class _Lane(Generic[Said]):
         return outgoing
 
     def take_failed(self) -> list[bytes]:
-        """Transfers that had a load on the way when their epoch ended, since the last call."""
+        """Transfers that had a shipment on the way when their epoch ended, since the last call."""
         failed, self._failed = self._failed, []
         return failed
 
@@ -181,17 +190,17 @@ class _Lane(Generic[Said]):
         self._commands.append(Build(epoch))
 
     def _expect(self, now: float) -> None:
-        """Whatever is on the way has to move within the time a load has."""
+        """Whatever is on the way has to move within the time a shipment has."""
         self._until = now + self._limits.move_seconds if self._on_way else None
 
     def _end(self, now: float) -> None:
         self._commands.append(Abort(self.epoch))
-        self._failed.extend(dict.fromkeys(load.transfer for load in self._on_way.values()))
+        self._failed.extend(dict.fromkeys(shipment.transfer for shipment in self._on_way.values()))
         self._on_way.clear()
         self.state, self._until = "closed", None
 
 
-class SenderLane(_Lane[Rendezvous | Load]):
+class SenderLane(_Lane[Rendezvous | Shipment]):
     """The end that decides the order."""
 
     def __init__(self, limits: Limits) -> None:
@@ -206,29 +215,31 @@ class SenderLane(_Lane[Rendezvous | Load]):
             self._outgoing.append(Rendezvous(self.epoch))
 
     def slot(self) -> int | None:
-        """The slot of the staging ring the next load goes into; None: none may go now."""
+        """The slot of the staging ring the next shipment goes into; None: none may go now."""
         if self.state != "open" or len(self._on_way) >= self._limits.window:
             return None
         return self._next % self._limits.window
 
-    def load(self, transfer: bytes, first: int, count: int, now: float) -> None:
+    def ship(
+        self, transfer: bytes, group: int, first: int, digests: tuple[bytes, ...], now: float
+    ) -> None:
         """These blocks lie in ``slot()`` and go next. Raises ValueError where none may go."""
         if self.slot() is None:
-            raise ValueError("no load may go now")
-        load = Load(self.epoch, self._next, transfer, first, count)
+            raise ValueError("no shipment may go now")
+        shipment = Shipment(self.epoch, self._next, transfer, group, first, digests)
         self._next += 1
         if not self._on_way:
             self._until = now + self._limits.move_seconds
-        self._on_way[load.sequence] = load
-        self._outgoing.append(load)
-        self._commands.append(Move(load))
+        self._on_way[shipment.sequence] = shipment
+        self._outgoing.append(shipment)
+        self._commands.append(Move(shipment))
 
     def on_taken(self, message: Taken, now: float) -> None:
-        """A load has arrived. They are taken in order; anything else ends the epoch."""
+        """A shipment has arrived. They are taken in order; anything else ends the epoch."""
         if message.epoch != self.epoch or self.state != "open":
             return
         if message.sequence != next(iter(self._on_way), None):
-            self.lost(self.epoch, f"load {message.sequence} taken out of order", now)
+            self.lost(self.epoch, f"shipment {message.sequence} taken out of order", now)
             return
         del self._on_way[message.sequence]
         self._pause = FIRST_PAUSE
@@ -255,14 +266,14 @@ class ReceiverLane(_Lane[Taken]):
             self._end(now)
         self._begin(message.epoch, now)
 
-    def on_load(self, message: Load, now: float) -> None:
-        """The sender announces a load. One that cannot be ends the epoch."""
+    def on_shipment(self, message: Shipment, now: float) -> None:
+        """The sender announces a shipment. One that cannot be ends the epoch."""
         if message.epoch != self.epoch or self.state == "closed":
             return
         if message.sequence != self._next or len(self._on_way) >= self._limits.window:
-            self.lost(self.epoch, f"load {message.sequence} is out of order", now)
+            self.lost(self.epoch, f"shipment {message.sequence} is out of order", now)
         elif not 1 <= message.count <= self._most_blocks:
-            self.lost(self.epoch, f"a load of {message.count} blocks", now)
+            self.lost(self.epoch, f"a shipment of {message.count} blocks", now)
         else:
             self._next += 1
             self._on_way[message.sequence] = message
@@ -271,7 +282,7 @@ class ReceiverLane(_Lane[Taken]):
                 self._expect(now)
 
     def moved(self, epoch: int, sequence: int, now: float) -> None:
-        """The oldest load's bytes have left the staging ring."""
+        """The oldest shipment's bytes have left the staging ring."""
         if epoch == self.epoch and self._on_way.pop(sequence, None) is not None:
             self._outgoing.append(Taken(epoch, sequence))
             self._expect(now)

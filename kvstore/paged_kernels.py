@@ -1,4 +1,4 @@
-"""Two Triton kernels: pages of many blocks to one contiguous run of words, and back.
+"""Triton kernels: pages of many blocks to one contiguous run of words, and back; its digests.
 
 The layers lie anywhere in device memory, so a page is found as ``first + layers[layer] + block *
 stride``: words, counted from the first layer's start. One program moves one piece of one page.
@@ -16,6 +16,9 @@ import triton.language as tl
 
 _PIECE = 1024
 """Words of 8 bytes that one program moves."""
+
+_SUMMED = 4096
+"""Halves of words that one program sums."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -63,6 +66,32 @@ def _scatter(
 ) -> None:
     target, source, exists = _place(layers, blocks, layer_count, stride, words, PIECE)
     tl.store(first + target, tl.load(run + source, mask=exists), mask=exists)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _weigh(
+    halves: torch.Tensor,
+    weights: torch.Tensor,
+    sums: torch.Tensor,
+    count: int,
+    PIECE: tl.constexpr,
+) -> None:
+    block = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * PIECE + tl.arange(0, PIECE)
+    exists = at < count
+    wide = tl.load(halves + block * count + at, mask=exists, other=0).to(tl.int64)
+    first = tl.load(weights + at, mask=exists, other=0)
+    second = tl.load(weights + count + at, mask=exists, other=0)
+    tl.atomic_add(sums + 2 * block, tl.sum(wide * first))
+    tl.atomic_add(sums + 2 * block + 1, tl.sum(wide * second))
+
+
+def weighted_sums(halves: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """int64 ``[blocks, 2]``: int32 ``[blocks, n]`` times int64 ``[2, n]``, summed modulo 2^64."""
+    blocks, count = halves.shape
+    sums = torch.zeros((blocks, 2), dtype=torch.int64, device=halves.device)
+    _weigh[blocks, -(-count // _SUMMED)](halves, weights, sums, count, PIECE=_SUMMED)
+    return sums
 
 
 @dataclass(frozen=True)

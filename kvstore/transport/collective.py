@@ -1,14 +1,15 @@
 """Lanes that move: a communicator for every epoch, driven by a thread of its own.
 
-:class:`SendingEnd` and :class:`ReceivingEnd` join a lane's decisions (:mod:`kvstore.lane`) to a
+:class:`LaneSender` and :class:`LaneReceiver` join a lane's decisions (:mod:`kvstore.lane`) to a
 communicator. Whoever owns the control channel calls them from one thread: ``on_message`` with what
 arrives, then ``turn``, which returns what is to be sent; ``wake`` tells it from other threads that
 a turn is due.
 
 A thread and a staging ring live as long as their epoch. An epoch that is over is aborted at once,
 and nothing of it is placed afterwards, but a library that cannot be interrupted keeps its thread
-and ring until its own time is over: at most ``move_seconds`` (``build_seconds`` while it connects),
-and a new epoch begins no faster than ``lane.FIRST_PAUSE`` allows, so what lingers is bounded.
+and ring until its own time is over: gloo for ``move_seconds`` at most, NCCL, while it connects,
+until it gives up by itself. The pauses between epochs (``lane.FIRST_PAUSE`` and on) bound what
+lingers.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from kvstore.lane import (
     Build,
     Entry,
     Limits,
-    Load,
     Move,
     ReceiverLane,
     Rendezvous,
     SenderLane,
+    Shipment,
     Taken,
 )
 from kvstore.transport.communicator import (
@@ -52,7 +53,7 @@ class Bed:
     """What one end builds a communicator with.
 
     ``connect`` makes it, as rank 0 or 1, from a store both ranks reach (raises CommunicatorLost).
-    A staging ring has ``slot_bytes`` on ``device`` for every load on the way.
+    A staging ring has ``slot_bytes`` on ``device`` for every shipment on the way.
     """
 
     connect: Callable[[ControlStore, int], Communicator]
@@ -94,13 +95,13 @@ class _Work:
     name: str
     rank: int
     begin: Callable[[Communicator, torch.Tensor], Pending]
-    finish: Callable[[Load, torch.Tensor], None]
+    finish: Callable[[Shipment, torch.Tensor], None]
 
 
 class _Mover:
     """One epoch's communicator and staging ring, and the thread that drives them.
 
-    ``begin`` hands a load's run to the communicator, ``finish`` has it when that is done.
+    ``begin`` hands a shipment's run to the communicator, ``finish`` has it when that is done.
     """
 
     def __init__(self, epoch: int, bed: Bed, work: _Work, tell: Callable[[_Event], None]) -> None:
@@ -115,7 +116,7 @@ class _Mover:
         self.store = ControlStore(
             lambda key, value: tell(Entry(epoch, key, value)), bed.limits.build_seconds
         )
-        self._loads: queue.Queue[Load | None] = queue.Queue(bed.limits.window + 1)
+        self._shipments: queue.Queue[Shipment | None] = queue.Queue(bed.limits.window + 1)
         self._over = threading.Event()
         self._communicator: Communicator | None = None
         self._thread = threading.Thread(
@@ -126,15 +127,15 @@ class _Mover:
         """Build the communicator, then move what is submitted."""
         self._thread.start()
 
-    def submit(self, load: Load) -> None:
-        """The next load; its bytes lie, or belong, in its slot."""
-        self._loads.put_nowait(load)
+    def submit(self, shipment: Shipment) -> None:
+        """The next shipment; its bytes lie, or belong, in its slot."""
+        self._shipments.put_nowait(shipment)
 
     def abort(self) -> None:
-        """End it. At most the load that is being finished right now will be."""
+        """End it. At most the shipment that is being finished right now will be."""
         self._over.set()
         self.store.close()
-        self._loads.put_nowait(None)  # ends the wait for the next load
+        self._shipments.put_nowait(None)  # ends the wait for the next shipment
         if self._communicator is not None:
             self._communicator.abort()
 
@@ -142,10 +143,10 @@ class _Mover:
         """Wait for the thread."""
         self._thread.join(seconds)
 
-    def run_of(self, load: Load) -> torch.Tensor:
-        """Where this load's bytes are in the staging ring."""
-        slot = self.ring[load.sequence % self._bed.limits.window]
-        return slot[: load.count * self._bed.block_bytes]
+    def run_of(self, shipment: Shipment) -> torch.Tensor:
+        """Where this shipment's bytes are in the staging ring."""
+        slot = self.ring[shipment.sequence % self._bed.limits.window]
+        return slot[: shipment.count * self._bed.block_bytes]
 
     def _run(self) -> None:
         try:
@@ -159,27 +160,29 @@ class _Mover:
             self._tell(_Lost(self._epoch, f"{type(error).__name__}: {error}"))
 
     def _move_all(self, communicator: Communicator) -> None:
-        under_way: deque[tuple[Load, Pending]] = deque()
+        under_way: deque[tuple[Shipment, Pending]] = deque()
         while not self._over.is_set():
-            load = self._next(wait=not under_way)
-            if load is not None:
-                pending = self._work.begin(communicator, self.run_of(load))
-                under_way.append((load, pending))
+            shipment = self._next(wait=not under_way)
+            if shipment is not None:
+                pending = self._work.begin(communicator, self.run_of(shipment))
+                under_way.append((shipment, pending))
             elif under_way:
-                load, pending = under_way.popleft()
+                shipment, pending = under_way.popleft()
                 pending.wait(time.monotonic() + self._bed.limits.move_seconds)
                 if not self._over.is_set():
-                    self._work.finish(load, self.run_of(load))
-                    self._tell(_Moved(self._epoch, load.sequence))
+                    self._work.finish(shipment, self.run_of(shipment))
+                    self._tell(_Moved(self._epoch, shipment.sequence))
 
-    def _next(self, *, wait: bool) -> Load | None:
+    def _next(self, *, wait: bool) -> Shipment | None:
         try:
-            return self._loads.get(timeout=_IDLE_SECONDS) if wait else self._loads.get_nowait()
+            return (
+                self._shipments.get(timeout=_IDLE_SECONDS) if wait else self._shipments.get_nowait()
+            )
         except queue.Empty:
             return None
 
 
-class _End(Generic[Lane]):
+class _LaneEnd(Generic[Lane]):
     """What both ends have in common. One thread, but for what ``wake`` is for."""
 
     def __init__(self, lane: Lane, bed: Bed, work: _Work, wake: Callable[[], None]) -> None:
@@ -188,7 +191,7 @@ class _End(Generic[Lane]):
         self._work = work
         self._wake = wake
         self._mover: _Mover | None = None
-        # Bounded by what an epoch may tell: its entries, its loads on the way and its two ends.
+        # Bounded by what an epoch may tell: its entries, its shipments on the way and its two ends.
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
 
     @property
@@ -241,7 +244,7 @@ class _End(Generic[Lane]):
         return entries
 
     def _moved(self, event: _Moved, now: float) -> None:
-        """A load has left this end's part of the communicator."""
+        """A shipment has left this end's part of the communicator."""
 
     def _obey(self) -> None:
         for command in self._lane.take_commands():
@@ -251,7 +254,7 @@ class _End(Generic[Lane]):
                     self._mover.start()
                 case Move():
                     assert self._mover is not None
-                    self._mover.submit(command.load)
+                    self._mover.submit(command.shipment)
                 case Abort():
                     assert self._mover is not None
                     self._mover.abort()
@@ -262,7 +265,7 @@ class _End(Generic[Lane]):
             self._mover.store.enter(entry.key, entry.value)
 
 
-class SendingEnd(_End[SenderLane]):
+class LaneSender(_LaneEnd[SenderLane]):
     """The prefill worker's end of one lane."""
 
     def __init__(self, bed: Bed, wake: Callable[[], None]) -> None:
@@ -281,7 +284,7 @@ class SendingEnd(_End[SenderLane]):
         self._obey()
 
     def slot(self, now: float) -> torch.Tensor | None:
-        """Where the next load's blocks go; None: not now. Asking begins an epoch if there is none.
+        """Where the next shipment's blocks go; None: not now. Asking begins an epoch, if need be.
 
         Write it before ``send``, and only then.
         """
@@ -290,42 +293,44 @@ class SendingEnd(_End[SenderLane]):
         slot = self._lane.slot()
         return None if slot is None or self._mover is None else self._mover.ring[slot]
 
-    def send(self, transfer: bytes, first: int, count: int, now: float) -> None:
-        """Blocks ``first …`` of a transfer lie in ``slot()``: send them after all earlier ones.
+    def send(
+        self, transfer: bytes, group: int, first: int, digests: tuple[bytes, ...], now: float
+    ) -> None:
+        """Blocks ``first …`` of a transfer's group lie in ``slot()``: send them after all before.
 
         Raises ValueError where there is no slot.
         """
-        self._lane.load(transfer, first, count, now)
+        self._lane.ship(transfer, group, first, digests, now)
         self._obey()
 
-    def turn(self, now: float) -> list[Rendezvous | Load | Broken | Entry]:
+    def turn(self, now: float) -> list[Rendezvous | Shipment | Broken | Entry]:
         """Do what is due; what the receiver is to be told, in order."""
         entries = self._observe(now)
         self._obey()
         return [*self._lane.take_outgoing(), *entries]
 
 
-class ReceivingEnd(_End[ReceiverLane]):
+class LaneReceiver(_LaneEnd[ReceiverLane]):
     """The decode worker's end of one lane.
 
-    ``place`` has every load in order, from a thread of ours: it checks that the transfer still
-    wants these blocks and copies them out of the run, under the lock that its abort takes. What
-    it raises ends the epoch.
+    ``place`` has every shipment in order, from a thread of ours: it checks the digests, and that
+    the transfer still wants these blocks, and copies them out of the run, under the lock that its
+    abort takes. What it raises ends the epoch.
     """
 
     def __init__(
-        self, bed: Bed, place: Callable[[Load, torch.Tensor], None], wake: Callable[[], None]
+        self, bed: Bed, place: Callable[[Shipment, torch.Tensor], None], wake: Callable[[], None]
     ) -> None:
         work = _Work("receive", 1, lambda communicator, run: communicator.receive(run), place)
         super().__init__(ReceiverLane(bed.limits, bed.slot_blocks), bed, work, wake)
 
-    def on_message(self, message: Rendezvous | Load | Broken | Entry, now: float) -> None:
+    def on_message(self, message: Rendezvous | Shipment | Broken | Entry, now: float) -> None:
         """What the sender says."""
         match message:
             case Rendezvous():
                 self._lane.on_rendezvous(message, now)
-            case Load():
-                self._lane.on_load(message, now)
+            case Shipment():
+                self._lane.on_shipment(message, now)
             case Broken():
                 self._lane.on_broken(message, now)
             case Entry():
@@ -342,5 +347,5 @@ class ReceivingEnd(_End[ReceiverLane]):
         self._lane.moved(event.epoch, event.sequence, now)
 
 
-def _nothing(_load: Load, _run: torch.Tensor) -> None:
+def _nothing(_shipment: Shipment, _run: torch.Tensor) -> None:
     """A sent run needs no more care: its slot is free when the receiver has taken it."""

@@ -154,7 +154,7 @@ class NcclCommunicator:
             self._group = nccl(store, rank, 2, nccl.Options())
         except RuntimeError as error:
             raise CommunicatorLost(f"NCCL: {error}") from None
-        # The first bytes make NCCL connect, which is no load's business.
+        # The first bytes make NCCL connect, which is no shipment's business.
         first = torch.zeros(8, dtype=torch.int8, device=device)
         move = self.send if rank == 0 else self.receive
         move(first).wait(time.monotonic() + seconds)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kvstore import device_pages
+from kvstore.device_digest import block_digests
 from kvstore.device_pages import DevicePages, LayerPages
 from tests.gpu.pages import LAYERS, contents, layers
 
@@ -116,3 +117,14 @@ def test_a_block_outside_the_pages_is_refused() -> None:
     pages = DevicePages(layers(BLOCKS, 4096))
     with pytest.raises(IndexError, match="blocks 0 to 39"):
         pages.gather([BLOCKS], np.zeros(LAYERS * 4096, dtype=np.uint8))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("page_bytes", [8, 12 << 10, 64 << 10])
+def test_digests_are_the_same_as_on_the_cpu(page_bytes: int) -> None:
+    pages, blocks = layers(BLOCKS, page_bytes), some_blocks(1)
+    run = torch.zeros(len(blocks) * LAYERS * page_bytes, dtype=torch.int8, device="cuda")
+    LayerPages(pages).gather_device(blocks, run)
+    found = block_digests(run, LAYERS * page_bytes)
+    assert found == block_digests(run.cpu(), LAYERS * page_bytes)
+    assert len(set(found)) == len(blocks)

@@ -36,33 +36,35 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, other.cpu()) for one, other in zip(left, right, strict=True))
 
 
-def test_loads_arrive_in_the_senders_order_and_bit_for_bit(peer: Peer) -> None:
+def test_shipments_arrive_in_the_senders_order_and_bit_for_bit(peer: Peer) -> None:
     source = pages(seed=7, device="cuda")
     order = [(A, 0, 4), (B, 4, 3), (A, 7, 4), (C, 11, 1), (B, 12, 4), (C, 16, 4), (A, 20, 4)]
-    for load in order:
-        peer.send(LayerPages(source), *load)
-    peer.until(lambda: len(peer.placed) == len(order), "all loads placed")
-    assert peer.placed == [Placed(*load) for load in order]
+    for shipment in order:
+        peer.send(LayerPages(source), *shipment)
+    peer.until(lambda: len(peer.placed) == len(order), "all shipments placed")
+    assert peer.placed == [Placed(*shipment) for shipment in order]
     assert same(peer.pages_there(), source)
 
 
 def test_a_stalled_peer_ends_the_epoch_and_the_next_one_works(peer: Peer) -> None:
     source = pages(seed=7, device="cuda")
     peer.send(LayerPages(source), A, 0, 4)
-    peer.until(lambda: len(peer.placed) == 1, "the first load")
+    peer.until(lambda: len(peer.placed) == 1, "the first shipment")
     peer.stall()
     peer.send(LayerPages(source), B, 4, 4)
     peer.until(lambda: peer.failed_here == [B], "the stall noticed")
     peer.go_on()
     peer.send(LayerPages(source), C, 8, 4)
-    peer.until(lambda: Placed(C, 8, 4) in peer.placed, "a load of the next epoch", seconds=120.0)
+    peer.until(
+        lambda: Placed(C, 8, 4) in peer.placed, "a shipment of the next epoch", seconds=120.0
+    )
     assert same([t[8:12] for t in peer.pages_there()], [t[8:12] for t in source])
 
 
 def test_a_dead_peer_ends_the_epoch(peer: Peer) -> None:
     source = LayerPages(pages(seed=7, device="cuda"))
     peer.send(source, A, 0, 4)
-    peer.until(lambda: len(peer.placed) == 1, "the first load")
+    peer.until(lambda: len(peer.placed) == 1, "the first shipment")
     peer.cut_off = True
     peer.kill()
     peer.send(source, B, 4, 4)

@@ -33,19 +33,19 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
 
 
-def test_loads_arrive_in_the_senders_order_and_bit_for_bit(peer: Peer) -> None:
+def test_shipments_arrive_in_the_senders_order_and_bit_for_bit(peer: Peer) -> None:
     source = pages(seed=7)
     order = [(A, 0, 4), (B, 4, 3), (A, 7, 4), (C, 11, 1), (B, 12, 4), (C, 16, 4), (A, 20, 4)]
     for transfer, first, count in order:
         peer.send(LayerPages(source), transfer, first, count)
-    peer.until(lambda: len(peer.placed) == len(order), "all loads placed")
-    assert peer.placed == [Placed(*load) for load in order]
+    peer.until(lambda: len(peer.placed) == len(order), "all shipments placed")
+    assert peer.placed == [Placed(*shipment) for shipment in order]
     assert same(peer.pages_there(), source)
     assert peer.end.epoch == 1
     assert peer.failed_here == peer.failed_there == []
 
 
-def test_loads_beyond_the_ring_wait_for_the_receiver(peer: Peer) -> None:
+def test_shipments_beyond_the_ring_wait_for_the_receiver(peer: Peer) -> None:
     source = LayerPages(pages(seed=7))
     peer.slot()
     for first in range(3):
@@ -53,7 +53,7 @@ def test_loads_beyond_the_ring_wait_for_the_receiver(peer: Peer) -> None:
     assert peer.end.slot(0.0) is None
     for first in range(3, BLOCKS):
         peer.send(source, A, first, 1)
-    peer.until(lambda: len(peer.placed) == BLOCKS, "all loads placed")
+    peer.until(lambda: len(peer.placed) == BLOCKS, "all shipments placed")
     assert [placed.first for placed in peer.placed] == list(range(BLOCKS))
 
 
@@ -61,13 +61,13 @@ def test_loads_beyond_the_ring_wait_for_the_receiver(peer: Peer) -> None:
 def test_a_stalled_peer_ends_the_epoch_and_the_next_one_works(peer: Peer) -> None:
     source = pages(seed=7)
     peer.send(LayerPages(source), A, 0, 4)
-    peer.until(lambda: len(peer.placed) == 1, "the first load")
+    peer.until(lambda: len(peer.placed) == 1, "the first shipment")
     peer.stall()
     peer.send(LayerPages(source), B, 4, 4)
     peer.until(lambda: peer.failed_here == [B], "the stall noticed")
     peer.go_on()
     peer.send(LayerPages(source), C, 8, 4)
-    peer.until(lambda: Placed(C, 8, 4) in peer.placed, "a load of the next epoch")
+    peer.until(lambda: Placed(C, 8, 4) in peer.placed, "a shipment of the next epoch")
     assert peer.end.epoch >= 2
     assert A not in peer.failed_here + peer.failed_there
     there = peer.pages_there()
@@ -78,7 +78,7 @@ def test_a_stalled_peer_ends_the_epoch_and_the_next_one_works(peer: Peer) -> Non
 def test_a_dead_peer_ends_the_epoch_even_if_nobody_says_so(peer: Peer) -> None:
     source = LayerPages(pages(seed=7))
     peer.send(source, A, 0, 4)
-    peer.until(lambda: len(peer.placed) == 1, "the first load")
+    peer.until(lambda: len(peer.placed) == 1, "the first shipment")
     peer.cut_off = True
     peer.kill()
     peer.send(source, B, 4, 4)
@@ -98,24 +98,24 @@ def test_a_broken_control_channel_ends_the_epoch_at_once(peer: Peer) -> None:
 def test_an_epoch_the_receiver_ends_is_followed_by_one_that_works(peer: Peer) -> None:
     source = pages(seed=7)
     peer.send(LayerPages(source), A, 0, SLOT_BLOCKS)
-    peer.until(lambda: len(peer.placed) == 1, "the first load")
+    peer.until(lambda: len(peer.placed) == 1, "the first shipment")
     peer.end.on_message(Broken(1, "as if it had said so"), 0.0)
     peer.send(LayerPages(source), B, 4, SLOT_BLOCKS)
-    peer.until(lambda: len(peer.placed) == 2, "a load of the next epoch")
+    peer.until(lambda: len(peer.placed) == 2, "a shipment of the next epoch")
     assert peer.end.epoch == 2
     assert same([t[:8] for t in peer.pages_there()], [t[:8] for t in source])
 
 
 @pytest.mark.parametrize("peer", [2.0], indirect=True)
-def test_a_load_whose_bytes_do_not_follow_fails_at_both_ends(peer: Peer) -> None:
+def test_a_shipment_whose_bytes_do_not_follow_fails_at_both_ends(peer: Peer) -> None:
     source = LayerPages(pages(seed=7))
     peer.send(source, A, 0, 1)
-    peer.until(lambda: len(peer.placed) == 1, "the first load")
+    peer.until(lambda: len(peer.placed) == 1, "the first shipment")
     mover = peer.end._mover
     assert mover is not None
-    mover.submit = lambda load: None  # type: ignore[method-assign]
+    mover.submit = lambda shipment: None  # type: ignore[method-assign]
     peer.send(source, B, 1, 1)
     peer.until(lambda: peer.failed_there == [B], "the receiver's end of waiting")
     peer.until(lambda: peer.failed_here == [B], "the sender told of it")
     peer.send(source, C, 2, 1)
-    peer.until(lambda: Placed(C, 2, 1) in peer.placed, "a load of the next epoch")
+    peer.until(lambda: Placed(C, 2, 1) in peer.placed, "a shipment of the next epoch")

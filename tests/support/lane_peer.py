@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from kvstore.device_digest import block_digests
 from kvstore.device_pages import LayerPages
-from kvstore.lane import Broken, Limits, Load
-from kvstore.transport.collective import Bed, ReceivingEnd, SendingEnd
+from kvstore.lane import Broken, Limits, Shipment
+from kvstore.transport.collective import Bed, LaneReceiver, LaneSender
 from kvstore.transport.communicator import (
     Communicator,
     ControlStore,
@@ -86,13 +87,14 @@ def receive(pipe: Connection[Any, Any], bed: Bed) -> None:
     into = pages(seed=0, device=bed.device.type)
     target = LayerPages(into)
 
-    def place(load: Load, run: torch.Tensor) -> None:
-        target.scatter_device(range(load.first, load.first + load.count), run)
+    def place(shipment: Shipment, run: torch.Tensor) -> None:
+        assert block_digests(run, LAYERS * PAGE) == shipment.digests
+        target.scatter_device(range(shipment.first, shipment.first + shipment.count), run)
         finish(bed.device)
-        said.append(Placed(load.transfer, load.first, load.count))
+        said.append(Placed(shipment.transfer, shipment.first, shipment.count))
 
     said: list[Placed] = []
-    end = ReceivingEnd(bed, place, wake=lambda: None)
+    end = LaneReceiver(bed, place, wake=lambda: None)
     while True:
         try:
             while pipe.poll(_TURN_SECONDS):
@@ -130,7 +132,7 @@ class Peer:
         self._due = threading.Event()
         bed = make_bed(limits)
         self._device = bed.device
-        self.end = SendingEnd(bed, wake=self._due.set)
+        self.end = LaneSender(bed, wake=self._due.set)
         self.placed: list[Placed] = []
         self.failed_here: list[bytes] = []
         self.failed_there: list[bytes] = []
@@ -174,7 +176,7 @@ class Peer:
             self.turn()
 
     def slot(self) -> torch.Tensor:
-        """The next load's slot, as soon as there is one."""
+        """The next shipment's slot, as soon as there is one."""
         self.until(lambda: self.end.slot(time.monotonic()) is not None, "a slot")
         slot = self.end.slot(time.monotonic())
         assert slot is not None
@@ -182,10 +184,10 @@ class Peer:
 
     def send(self, source: LayerPages, transfer: bytes, first: int, count: int) -> None:
         """Blocks ``first …`` of a transfer, from blocks of the same numbers."""
-        slot = self.slot()
-        source.gather_device(range(first, first + count), slot[: count * source.block_bytes])
-        finish(self._device)
-        self.end.send(transfer, first, count, time.monotonic())
+        run = self.slot()[: count * source.block_bytes]
+        source.gather_device(range(first, first + count), run)
+        digests = block_digests(run, source.block_bytes)
+        self.end.send(transfer, 0, first, digests, time.monotonic())
 
     def pages_there(self) -> list[torch.Tensor]:
         """What the receiver's pages hold now."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from kvstore.lane import Broken, Entry, Limits, Load, Rendezvous
-from kvstore.transport.collective import Bed, ReceivingEnd, SendingEnd
+from kvstore.lane import Broken, Entry, Limits, Rendezvous, Shipment
+from kvstore.transport.collective import Bed, LaneReceiver, LaneSender
 from kvstore.transport.communicator import Communicator, CommunicatorLost, ControlStore, Pending
 
 A, B = b"a" * 16, b"b" * 16
@@ -74,12 +74,12 @@ class Pair:
         self.cables: list[Cable] = []
         self.refuse: Callable[[ControlStore, int], None] = lambda _store, _rank: None
         self.linger: Callable[[int], None] = lambda _rank: None
-        self.placed: list[tuple[Load, bytes]] = []
-        self.before_placing: Callable[[Load], None] = lambda _load: None
+        self.placed: list[tuple[Shipment, bytes]] = []
+        self.before_placing: Callable[[Shipment], None] = lambda _shipment: None
         self.news = threading.Event()
         bed = Bed(self.connect, torch.device("cpu"), BLOCK, 2, LIMITS)
-        self.sender = SendingEnd(bed, self.news.set)
-        self.receiver = ReceivingEnd(bed, self.place, self.news.set)
+        self.sender = LaneSender(bed, self.news.set)
+        self.receiver = LaneReceiver(bed, self.place, self.news.set)
         self.failed: dict[str, list[bytes]] = {"sender": [], "receiver": []}
         self.told: list[object] = []
         self.now = 0.0
@@ -93,9 +93,9 @@ class Pair:
             self.cables.append(Cable())
         return self.cables[self.sender.epoch - 1]
 
-    def place(self, load: Load, run: torch.Tensor) -> None:
-        self.before_placing(load)
-        self.placed.append((load, bytes(run.numpy())))
+    def place(self, shipment: Shipment, run: torch.Tensor) -> None:
+        self.before_placing(shipment)
+        self.placed.append((shipment, bytes(run.numpy())))
 
     def turn(self) -> None:
         for said in self.sender.turn(self.now):
@@ -120,7 +120,7 @@ class Pair:
         slot = self.sender.slot(self.now)
         assert slot is not None
         slot[: count * BLOCK].fill_(fill)
-        self.sender.send(transfer, first, count, self.now)
+        self.sender.send(transfer, 0, first, (b"d" * 16,) * count, self.now)
 
 
 def lane_threads(end: str = "") -> list[threading.Thread]:
@@ -144,15 +144,15 @@ def test_runs_arrive_whole_and_in_order(pair: Pair) -> None:
     for number in range(7):
         pair.send(A, number, fill=number, count=1 + number % 2)
     pair.until(lambda: len(pair.placed) == 7)
-    assert [(load.first, run) for load, run in pair.placed] == [
+    assert [(shipment.first, run) for shipment, run in pair.placed] == [
         (number, bytes([number]) * BLOCK * (1 + number % 2)) for number in range(7)
     ]
     assert pair.sender.epoch == 1
 
 
-def test_a_load_that_cannot_be_placed_ends_the_epoch_and_the_next_one_works(pair: Pair) -> None:
-    def refuse(load: Load) -> None:
-        if load.transfer == A:
+def test_a_shipment_that_cannot_be_placed_ends_the_epoch_and_the_next_one_works(pair: Pair) -> None:
+    def refuse(shipment: Shipment) -> None:
+        if shipment.transfer == A:
             raise IndexError("no such block")
 
     pair.before_placing = refuse
@@ -184,7 +184,7 @@ def test_a_communicator_that_cannot_be_built_is_built_anew(pair: Pair) -> None:
 def test_nothing_is_placed_or_told_once_the_epoch_is_over(pair: Pair) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
-    def hesitate(_load: Load) -> None:
+    def hesitate(_shipment: Shipment) -> None:
         reached.set()
         go_on.wait(30.0)
 
@@ -197,7 +197,9 @@ def test_nothing_is_placed_or_told_once_the_epoch_is_over(pair: Pair) -> None:
     pair.receiver.close()
     for thread in lane_threads("receive"):
         thread.join(30.0)
-    assert [load.first for load, _ in pair.placed] == [0], "one was being placed, no other came"
+    assert [shipment.first for shipment, _ in pair.placed] == [0], (
+        "one was being placed, no other came"
+    )
     assert pair.receiver.turn(pair.now) == []
 
 

@@ -24,17 +24,25 @@ from kvstore.lane import (
     Broken,
     Build,
     Limits,
-    Load,
     Move,
     ReceiverLane,
     Rendezvous,
     SenderLane,
+    Shipment,
     Taken,
 )
 
 LIMITS = Limits(window=3, build_seconds=20.0, move_seconds=10.0)
 MOST = 8
 A, B = b"a" * 16, b"b" * 16
+
+
+def shipment(epoch: int, sequence: int, transfer: bytes, first: int, count: int) -> Shipment:
+    return Shipment(epoch, sequence, transfer, 3, first, (b"d" * 16,) * count)
+
+
+def ship(lane: SenderLane, transfer: bytes, first: int, count: int, now: float) -> None:
+    lane.ship(transfer, 3, first, (b"d" * 16,) * count, now)
 
 
 def open_sender(now: float = 0.0) -> SenderLane:
@@ -73,27 +81,27 @@ def test_wanting_begins_one_epoch_and_tells_the_other_end() -> None:
     assert lane.next_deadline() is None
 
 
-def test_loads_are_numbered_and_announced_up_to_the_window() -> None:
+def test_shipments_are_numbered_and_announced_up_to_the_window() -> None:
     lane = open_sender()
     for first in range(3):
         assert lane.slot() == first
-        lane.load(A, first, 1, 0.0)
-    loads = [Load(1, number, A, number, 1) for number in range(3)]
-    assert lane.take_outgoing() == loads
-    assert lane.take_commands() == [Move(load) for load in loads]
+        ship(lane, A, first, 1, 0.0)
+    shipments = [shipment(1, number, A, number, 1) for number in range(3)]
+    assert lane.take_outgoing() == shipments
+    assert lane.take_commands() == [Move(shipment) for shipment in shipments]
     assert lane.slot() is None
-    with pytest.raises(ValueError, match="no load"):
-        lane.load(A, 3, 1, 0.0)
+    with pytest.raises(ValueError, match="no shipment"):
+        ship(lane, A, 3, 1, 0.0)
     lane.on_taken(Taken(1, 0), 0.0)
     assert lane.slot() == 0
-    lane.load(B, 0, 2, 0.0)
-    assert lane.take_outgoing() == [Load(1, 3, B, 0, 2)]
+    ship(lane, B, 0, 2, 0.0)
+    assert lane.take_outgoing() == [shipment(1, 3, B, 0, 2)]
 
 
 def test_an_epoch_without_progress_ends_and_fails_what_was_on_the_way() -> None:
     lane = open_sender()
     for transfer in (A, B, A):
-        lane.load(transfer, 0, 1, 0.0)
+        ship(lane, transfer, 0, 1, 0.0)
     lane.take_commands()
     lane.on_taken(Taken(1, 0), 5.0)
     assert lane.next_deadline() == 15.0
@@ -106,10 +114,10 @@ def test_an_epoch_without_progress_ends_and_fails_what_was_on_the_way() -> None:
     assert lane.next_deadline() is None
 
 
-def test_a_transfer_whose_loads_were_all_taken_outlives_the_epoch() -> None:
+def test_a_transfer_whose_shipments_were_all_taken_outlives_the_epoch() -> None:
     lane = open_sender()
-    lane.load(A, 0, 1, 0.0)
-    lane.load(B, 0, 1, 0.0)
+    ship(lane, A, 0, 1, 0.0)
+    ship(lane, B, 0, 1, 0.0)
     lane.on_taken(Taken(1, 0), 0.0)
     lane.lost(1, "gone", 0.0)
     assert lane.take_failed() == [B]
@@ -126,7 +134,7 @@ def test_a_communicator_that_does_not_come_to_stand_is_given_up() -> None:
     assert lane.slot() is None
 
 
-def test_pauses_between_epochs_double_until_a_load_is_taken() -> None:
+def test_pauses_between_epochs_double_until_a_shipment_is_taken() -> None:
     lane = SenderLane(LIMITS)
     now, pauses = 0.0, []
     for _ in range(9):
@@ -139,30 +147,30 @@ def test_pauses_between_epochs_double_until_a_load_is_taken() -> None:
         pauses.append(now - began)
     assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_PAUSE, LONGEST_PAUSE]
     lane.built(lane.epoch, now)
-    lane.load(A, 0, 1, now)
+    ship(lane, A, 0, 1, now)
     lane.on_taken(Taken(lane.epoch, 0), now)
     lane.lost(lane.epoch, "gone", now)
     lane.want(now + FIRST_PAUSE)
     assert state(lane) == "building"
 
 
-def test_a_load_taken_out_of_order_ends_the_epoch() -> None:
+def test_a_shipment_taken_out_of_order_ends_the_epoch() -> None:
     lane = open_sender()
-    lane.load(A, 0, 1, 0.0)
-    lane.load(A, 1, 1, 0.0)
+    ship(lane, A, 0, 1, 0.0)
+    ship(lane, A, 1, 1, 0.0)
     lane.on_taken(Taken(1, 1), 0.0)
     assert lane.take_failed() == [A]
 
 
 def test_what_an_earlier_epoch_still_tells_a_sender_has_no_effect() -> None:
     lane = open_sender()
-    lane.load(A, 0, 1, 0.0)
+    ship(lane, A, 0, 1, 0.0)
     lane.lost(1, "gone", 0.0)
     lane.want(FIRST_PAUSE)
     lane.built(1, FIRST_PAUSE)
     assert state(lane) == "building"
     lane.built(2, FIRST_PAUSE)
-    lane.load(B, 0, 1, FIRST_PAUSE)
+    ship(lane, B, 0, 1, FIRST_PAUSE)
     lane.on_taken(Taken(1, 0), FIRST_PAUSE)
     lane.lost(1, "gone again", FIRST_PAUSE)
     lane.on_broken(Broken(1, "gone"), FIRST_PAUSE)
@@ -180,7 +188,7 @@ def test_what_an_earlier_epoch_still_tells_a_receiver_has_no_effect() -> None:
     lane.built(1, 0.0)
     assert state(lane) == "building"
     lane.built(2, 0.0)
-    lane.on_load(Load(2, 0, A, 0, 1), 0.0)
+    lane.on_shipment(shipment(2, 0, A, 0, 1), 0.0)
     lane.moved(1, 0, 0.0)
     lane.lost(1, "gone", 0.0)
     assert state(lane) == "open"
@@ -190,8 +198,8 @@ def test_what_an_earlier_epoch_still_tells_a_receiver_has_no_effect() -> None:
 def test_a_receiver_waits_for_announced_bytes_as_long_as_they_keep_coming() -> None:
     lane = open_receiver()
     assert lane.next_deadline() is None
-    lane.on_load(Load(1, 0, A, 0, 1), 1.0)
-    lane.on_load(Load(1, 1, A, 1, 1), 5.0)
+    lane.on_shipment(shipment(1, 0, A, 0, 1), 1.0)
+    lane.on_shipment(shipment(1, 1, A, 1, 1), 5.0)
     assert lane.next_deadline() == 11.0
     lane.moved(1, 0, 6.0)
     assert lane.next_deadline() == 16.0
@@ -202,7 +210,7 @@ def test_a_receiver_waits_for_announced_bytes_as_long_as_they_keep_coming() -> N
 
 def test_a_receiver_follows_into_a_new_epoch_and_ends_the_old_one() -> None:
     lane = open_receiver()
-    lane.on_load(Load(1, 0, A, 0, 1), 0.0)
+    lane.on_shipment(shipment(1, 0, A, 0, 1), 0.0)
     lane.take_commands()
     lane.on_rendezvous(Rendezvous(2), 0.0)
     assert lane.take_commands() == [Abort(1), Build(2)]
@@ -215,12 +223,12 @@ def test_a_receiver_follows_into_a_new_epoch_and_ends_the_old_one() -> None:
     assert lane.take_commands() == []
 
 
-def test_loads_announced_while_it_builds_are_received_afterwards() -> None:
+def test_shipments_announced_while_it_builds_are_received_afterwards() -> None:
     lane = ReceiverLane(LIMITS, MOST)
     lane.on_rendezvous(Rendezvous(1), 0.0)
-    load = Load(1, 0, A, 0, 1)
-    lane.on_load(load, 1.0)
-    assert lane.take_commands() == [Build(1), Move(load)]
+    early = shipment(1, 0, A, 0, 1)
+    lane.on_shipment(early, 1.0)
+    assert lane.take_commands() == [Build(1), Move(early)]
     assert lane.next_deadline() == 20.0
     lane.built(1, 2.0)
     assert lane.next_deadline() == 12.0
@@ -230,16 +238,16 @@ def test_loads_announced_while_it_builds_are_received_afterwards() -> None:
 
 
 @pytest.mark.parametrize(
-    "load",
+    "shipment",
     [
-        Load(1, 1, A, 0, 1),
-        Load(1, 0, A, 0, 0),
-        Load(1, 0, A, 0, MOST + 1),
+        shipment(1, 1, A, 0, 1),
+        shipment(1, 0, A, 0, 0),
+        shipment(1, 0, A, 0, MOST + 1),
     ],
 )
-def test_a_load_that_cannot_be_ends_the_epoch(load: Load) -> None:
+def test_a_shipment_that_cannot_be_ends_the_epoch(shipment: Shipment) -> None:
     lane = open_receiver()
-    lane.on_load(load, 0.0)
+    lane.on_shipment(shipment, 0.0)
     assert lane.take_commands() == [Abort(1)]
     assert isinstance(lane.take_outgoing()[0], Broken)
 
@@ -247,25 +255,25 @@ def test_a_load_that_cannot_be_ends_the_epoch(load: Load) -> None:
 def test_a_sender_that_ignores_the_window_ends_the_epoch() -> None:
     lane = open_receiver()
     for number in range(4):
-        lane.on_load(Load(1, number, A, number, 1), 0.0)
+        lane.on_shipment(shipment(1, number, A, number, 1), 0.0)
     assert [type(command) for command in lane.take_commands()] == [Move, Move, Move, Abort]
     assert lane.take_failed() == [A]
 
 
-def test_loads_of_another_epoch_have_no_effect() -> None:
+def test_shipments_of_another_epoch_have_no_effect() -> None:
     lane = open_receiver()
-    lane.on_load(Load(2, 0, A, 0, 1), 0.0)
-    lane.on_load(Load(0, 0, A, 0, 1), 0.0)
+    lane.on_shipment(shipment(2, 0, A, 0, 1), 0.0)
+    lane.on_shipment(shipment(0, 0, A, 0, 1), 0.0)
     lane.on_broken(Broken(2, ""), 0.0)
     assert lane.take_commands() == []
     lane.lost(1, "gone", 0.0)
-    lane.on_load(Load(1, 0, A, 0, 1), 0.0)
+    lane.on_shipment(shipment(1, 0, A, 0, 1), 0.0)
     assert lane.take_commands() == [Abort(1)]
 
 
 def test_a_broken_control_channel_ends_the_epoch_without_a_word() -> None:
     lane = open_receiver()
-    lane.on_load(Load(1, 0, A, 0, 1), 0.0)
+    lane.on_shipment(shipment(1, 0, A, 0, 1), 0.0)
     lane.peer_lost(0.0)
     assert lane.take_failed() == [A]
     assert lane.take_outgoing() == []
@@ -280,7 +288,7 @@ class Communicators:
 
     built: list[int] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
-    moves: dict[int, list[Load]] = field(default_factory=dict)
+    moves: dict[int, list[Shipment]] = field(default_factory=dict)
 
     def obey(self, lane: SenderLane | ReceiverLane) -> None:
         for command in lane.take_commands():
@@ -290,10 +298,10 @@ class Communicators:
                     assert self.built == self.aborted, "the one before must be over"
                     self.built.append(epoch)
                     self.moves[epoch] = []
-                case Move(load):
-                    assert load.epoch == self.built[-1]
-                    assert load.epoch not in self.aborted
-                    self.moves[load.epoch].append(load)
+                case Move(shipment):
+                    assert shipment.epoch == self.built[-1]
+                    assert shipment.epoch not in self.aborted
+                    self.moves[shipment.epoch].append(shipment)
                 case Abort(epoch):
                     assert epoch == self.built[-1]
                     self.aborted.append(epoch)
@@ -307,9 +315,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.now = 0.0
         self.sender, self.receiver = SenderLane(LIMITS), ReceiverLane(LIMITS, MOST)
         self.sending, self.receiving = Communicators(), Communicators()
-        self.to_receiver: deque[Rendezvous | Load | Broken] = deque()
+        self.to_receiver: deque[Rendezvous | Shipment | Broken] = deque()
         self.to_sender: deque[Taken | Broken] = deque()
-        self.on_way: dict[tuple[int, int], Load] = {}
+        self.on_way: dict[tuple[int, int], Shipment] = {}
         self.received: dict[int, int] = {}
 
     def settle(self) -> None:
@@ -320,15 +328,17 @@ class AnyOrder(RuleBasedStateMachine):
         self.to_receiver.extend(self.sender.take_outgoing())
         self.to_sender.extend(self.receiver.take_outgoing())
         lost = {
-            load.transfer
-            for load in self.on_way.values()
-            if load.epoch in set(self.sending.aborted) - before
+            shipment.transfer
+            for shipment in self.on_way.values()
+            if shipment.epoch in set(self.sending.aborted) - before
         }
         failed = self.sender.take_failed()
         assert len(failed) == len(set(failed))
         assert set(failed) == lost
         over = set(self.sending.aborted)
-        self.on_way = {at: load for at, load in self.on_way.items() if load.epoch not in over}
+        self.on_way = {
+            at: shipment for at, shipment in self.on_way.items() if shipment.epoch not in over
+        }
         self.receiver.take_failed()
 
     def act(self, step: Callable[[], None]) -> None:
@@ -343,12 +353,12 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(transfer=st.sampled_from([A, B]), first=st.integers(0, 9), count=st.integers(1, MOST))
     def send(self, transfer: bytes, first: int, count: int) -> None:
         slot = self.sender.slot()
-        assert slot not in {load.sequence % LIMITS.window for load in self.on_way.values()}
-        self.sender.load(transfer, first, count, self.now)
+        assert slot not in {shipment.sequence % LIMITS.window for shipment in self.on_way.values()}
+        ship(self.sender, transfer, first, count, self.now)
         epoch = self.sender.epoch
         sequence = len(self.sending.moves[epoch])
         assert slot == sequence % LIMITS.window
-        self.on_way[epoch, sequence] = Load(epoch, sequence, transfer, first, count)
+        self.on_way[epoch, sequence] = shipment(epoch, sequence, transfer, first, count)
         self.settle()
 
     @precondition(lambda self: self.to_receiver)
@@ -358,8 +368,8 @@ class AnyOrder(RuleBasedStateMachine):
         match message:
             case Rendezvous():
                 self.act(lambda: self.receiver.on_rendezvous(message, self.now))
-            case Load():
-                self.act(lambda: self.receiver.on_load(message, self.now))
+            case Shipment():
+                self.act(lambda: self.receiver.on_shipment(message, self.now))
             case Broken():
                 self.act(lambda: self.receiver.on_broken(message, self.now))
 
@@ -390,7 +400,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def bytes_arrive(self) -> None:
-        """The oldest load that both ends move, if there is one."""
+        """The oldest shipment that both ends move, if there is one."""
         epoch = self.receiver.epoch
         done = self.received.get(epoch, 0)
         moves = self.receiving.moves.get(epoch, [])
@@ -426,7 +436,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert waiting is not None or self.receiver.state != "building"
 
     def teardown(self) -> None:
-        """Whatever happened, the next load arrives."""
+        """Whatever happened, the next shipment arrives."""
         self.sender.lost(self.sender.epoch, "a fresh start", self.now)
         self.settle()
         self.now += LONGEST_PAUSE
