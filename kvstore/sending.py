@@ -165,7 +165,8 @@ class SenderCore:
             if len(self._live) >= self._limit:
                 self._refuse(peer, transfer, "overloaded", f"{self._limit} transfers are open")
                 return
-            outbound = self._live[transfer] = _Outbound(now + min(ready.ttl_ms / 1000, EARLY_SECONDS))
+            patience = min(ready.ttl_ms / 1000, EARLY_SECONDS)
+            outbound = self._live[transfer] = _Outbound(now + patience)
         if outbound.ready is not None:
             if (outbound.peer, outbound.ready) != (peer, ready):
                 self._refuse(peer, transfer, "protocol", "this transfer has a receiver already")
@@ -229,6 +230,10 @@ class SenderCore:
         """Messages for peers since the last call."""
         replies, self._replies = self._replies, []
         return replies
+
+    def any_settled(self) -> bool:
+        """Whether ``take_settled`` would name any."""
+        return bool(self._settled)
 
     def take_settled(self) -> list[bytes]:
         """Transfers whose pages are no longer needed, since the last call."""
