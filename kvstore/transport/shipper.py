@@ -125,7 +125,13 @@ class Shipper:
             return False
         with self._lock:
             self._apply(arrival)
+            self._tell()
         return True
+
+    def _tell(self) -> None:
+        """End the engine thread's wait, if there is what it waits for."""
+        if self._core.any_settled():
+            self._news.notify()
 
     def _apply(self, arrival: FromReceiver) -> None:
         match arrival.message:
@@ -156,7 +162,7 @@ class Shipper:
                 return _IDLE_SECONDS if len(room) == len(CARRIAGES) else _FULL_SECONDS
             load = self._end.load(batch)
             self._core.sent(batch)
-            self._news.notify()
+            self._tell()
         try:
             self._end.post(load)
         except PeerGone:

@@ -219,7 +219,7 @@ class ZmqReceivingEnd:
             log.warning("KV from %s comes in frames: %s", peer, error)
         else:
             connection.carriage = "pages"
-            log.info("KV from %s is read from its memory", peer)
+            log.warning("KV from %s is read from its memory", peer)
 
     def _choose_across_hosts(self, peer: str, connection: _Peer, welcome: Welcome) -> None:
         if not welcome.bulk:
@@ -233,7 +233,7 @@ class ZmqReceivingEnd:
         except (zmq.ZMQError, ConfigError) as error:
             connection.refusal = f"no plain connection to {peer}: {error}"
             return
-        log.info("KV from %s comes in the clear, with a MAC for each block", peer)
+        log.warning("KV from %s comes in the clear, with a MAC for each block", peer)
 
     def _dial(self, peer: str) -> _Peer:
         if len(self._peers) >= PEERS:
