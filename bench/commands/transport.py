@@ -47,6 +47,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"an interval wants {FEWEST_PAIRS} at least (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order (%(default)s)")
+    parser.add_argument(
+        "--bind",
+        action="store_true",
+        help="our two processes to a core each (kvferry's threads leave it, raw sockets cannot)",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the result's files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the result alone")
 
@@ -85,7 +90,13 @@ def plan_of(options: argparse.Namespace) -> Plan:
     if options.rounds < 1:
         raise BadLoad("--rounds is 1 at least")
     schemes = tuple(scheme for scheme in SCHEMES if scheme in (options.transport or SCHEMES))
-    return Plan(schemes=schemes, rounds=options.rounds, largest=largest, seed=options.seed)
+    return Plan(
+        schemes=schemes,
+        rounds=options.rounds,
+        largest=largest,
+        seed=options.seed,
+        bound=options.bind,
+    )
 
 
 def _subtitle(plan: Plan, taken: Taken) -> str:

@@ -3,7 +3,7 @@
 ::
 
     conductor                          sender, receiver
-      ◀──────────────────────────────── Hello       bound to its core, pages filled
+      ◀──────────────────────────────── Hello       its pages are filled
       Open ─────────────────────────▶   Opened      a contender's end is there
       Meet ─────────────────────────▶   Done        it knows the other end
       Arm, Move ────────────────────▶   Done, Moved a case is prepared; it has been moved

@@ -115,12 +115,11 @@ class _Floor:
 
     def _settings(self, name: str) -> PairSettings:
         if name == "kvferry":
-            return PairSettings(name, Path(sys.executable), self._plan.held)
+            return PairSettings(name, Path(sys.executable), self._plan.held, self._plan.bound)
         if not self._peers.exists():
             raise TransportFailed(f"{name} is not installed: {ADVICE}")
-        # Their own threads would share the one core that a process of ours is bound to.
-        blocks = min(self._plan.held, PEER_LARGEST)
-        return PairSettings(name, self._peers, blocks, bound=False)
+        # Never bound: all their threads would share one core, where ours free themselves.
+        return PairSettings(name, self._peers, min(self._plan.held, PEER_LARGEST))
 
 
 @contextmanager

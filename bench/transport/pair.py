@@ -37,7 +37,7 @@ class PairSettings(msgspec.Struct, frozen=True):
     name: str
     interpreter: Path
     blocks: int
-    bound: bool = True
+    bound: bool = False
 
 
 class Pair:
