@@ -31,6 +31,7 @@ WORDS = {
     "miss_ttft_vs_plain": "nothing cached: TTFT / one plain vLLM engine",
     "nixl_miss_ttft_vs_plain": "the same for vLLM's NIXL pair",
     "hit_ttft_vs_nixl": "prefix cached on prefill, decode cold: TTFT / NIXL's pair",
+    "remote_hit_vs_local_hit": "the same: TTFT / prefix cached on decode itself",
     "first_token_after_prefill_ms": "first token after the prefill leg ended, ms",
     "decode_step_ms": "one decode step, ms",
     "dram_ttft_vs_miss": "prefill worker killed, prompt in DRAM: TTFT / uncached",

@@ -9,7 +9,8 @@ from bench.client import Body, Timeline
 from bench.counters import CacheCounters
 from bench.headline.amounts import varied
 from bench.headline.part import MeasureFailed
-from bench.headline.parts.hit import Hit
+from bench.headline.parts import hit
+from bench.headline.parts.hit import Hit, Hits
 from bench.headline.parts.miss import Miss
 from bench.headline.parts.mixed import Load, Mixed
 from bench.headline.parts.soak import Soak, Soaked
@@ -47,7 +48,7 @@ class CachingSystem(FakeSystem):
         return {side: CacheCounters(0, hits, 0, 0, 0.0, 9, 32) for side, hits in self._hits.items()}
 
 
-def hits(system: CachingSystem) -> list[Sample]:
+def hits(system: CachingSystem) -> Hits:
     return asyncio.run(Hit().measure(Turn(system, 1, "seed", SMALL, FakePrompts())))
 
 
@@ -59,9 +60,25 @@ def sample(ttft: float, cached: int = 0) -> Sample:
 def test_a_hit_is_a_primed_prompt_with_decode_cold():
     system = CachingSystem("nixl")
     samples = hits(system)
-    assert len(samples) == 4
+    assert (len(samples.remote), samples.local) == (4, [])
     assert system.prompts[2:] == system.prompts[:2] * 2
-    assert all(each.decode_was_cold for each in samples)
+    assert all(each.decode_was_cold for each in samples.remote)
+
+
+def test_each_hit_on_kvferry_is_asked_again_and_found_by_decode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hit, "_HEARD_SECONDS", 0.0)
+    system = CachingSystem("kvferry")
+    samples = hits(system)
+    first, second = system.prompts[:2]
+    assert system.prompts[2:] == [first, first, second, second] * 2
+    assert [each.decode_was_cold for each in samples.local] == [False] * 4
+
+
+def test_a_remote_hit_is_judged_by_a_local_one():
+    found = {1: Hits([sample(0.3)], [sample(0.2)]), 2: Hits([sample(0.5)], [sample(0.2)])}
+    assert Hit().judge({"kvferry": found}).metrics["remote_hit_vs_local_hit"] == 2.0
 
 
 def test_a_decode_side_that_did_not_forget_gives_no_figure():
