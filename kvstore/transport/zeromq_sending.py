@@ -36,7 +36,14 @@ from kvstore.transport.digests import Digest, digest_of, keyed_of
 from kvstore.transport.ends import FromReceiver, Load
 from kvstore.transport.neighbour import Readable
 from kvstore.transport.polling import Polled
-from kvstore.transport.sockets import SocketOptions, listen, listen_plain, socket_uri, uri_of
+from kvstore.transport.sockets import (
+    SocketOptions,
+    close_listener,
+    listen,
+    listen_plain,
+    socket_uri,
+    uri_of,
+)
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS, Staging
 
 _PAGES_BATCH_BYTES = 4 * BATCH_BYTES
@@ -76,7 +83,7 @@ class ZmqSendingEnd:
         plain, key = digest_of(ship.digest), credentials.transport_key()
         keyed = keyed_of(ship.digest, key)
         self._digests: Mapping[Carriage, Digest] = {"frames": plain, "pages": plain, "bulk": keyed}
-        self.wake, self.wait, self.close = self._polled.wake, self._polled.wait, self._polled.close
+        self.wake, self.wait = self._polled.wake, self._polled.wait
 
     @property
     def uri(self) -> str:
@@ -126,6 +133,11 @@ class ZmqSendingEnd:
         tracker = socket.send(payload.data, zmq.NOBLOCK, copy=False, track=True)
         assert isinstance(tracker, zmq.MessageTracker)
         self._staging.lend(load.buffer, tracker)
+
+    def close(self) -> None:
+        """Drop all connections; an ipc socket's path goes too."""
+        close_listener(self._control)
+        self._polled.close()
 
     def _staged(self, batch: Batch) -> Load:
         """Each block is digested while the copy just made of it is still in the cache."""

@@ -181,11 +181,18 @@ class Exchange:
         assert self.sender.live() == self.receiver.live() == 0
 
     def _check_visible(self, end: Ended) -> None:
-        """What the engine would now use is what was computed: all of it, or what lies below."""
+        """What the engine would now use is what was computed: all of it, or what lies below.
+
+        And nothing wrong stays in the rest.
+        """
         errand, contents = self.errands[end.transfer], self._contents[end.transfer]
         for place, block in errand.target.items():
+            found = self.target.of(block)
             if end.reason is None or place[1] < end.through:
-                assert self.target.of(block) == contents[place], f"{place} is wrong"
+                assert found == contents[place], f"{place} is wrong"
+            else:
+                unseen = (contents[place], self._untouched[:, block].tobytes(), bytes(len(found)))
+                assert found in unseen, f"{place} was not wiped"
 
     def _reply(self) -> None:
         for peer, failed in self.sender.take_replies():
