@@ -8,8 +8,8 @@ a turn is due.
 A thread and a staging ring live as long as their epoch. An epoch that is over is aborted at once,
 and nothing of it is placed afterwards, but a library that cannot be interrupted keeps its thread
 and ring until its own time is over: gloo for ``move_seconds`` at most, NCCL, while it connects,
-until it gives up by itself. The pauses between epochs (``lane.FIRST_PAUSE`` and on) bound what
-lingers.
+until it gives up by itself. While ``LINGERING`` epochs have not let go, none is begun: whatever
+the other end asks for, memory is bounded by that many staging rings and one.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ from kvstore.transport.communicator import (
     ControlStore,
     Pending,
 )
+
+LINGERING = 2
+"""Epochs that may be over and still hold their thread and ring when another one begins."""
 
 _IDLE_SECONDS = 0.5
 
@@ -139,9 +142,10 @@ class _Mover:
         if self._communicator is not None:
             self._communicator.abort()
 
-    def join(self, seconds: float) -> None:
-        """Wait for the thread."""
+    def join(self, seconds: float) -> bool:
+        """Whether the thread has ended, or ends within ``seconds``."""
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def run_of(self, shipment: Shipment) -> torch.Tensor:
         """Where this shipment's bytes are in the staging ring."""
@@ -191,6 +195,7 @@ class _LaneEnd(Generic[Lane]):
         self._work = work
         self._wake = wake
         self._mover: _Mover | None = None
+        self._lingering: list[_Mover] = []
         # Bounded by what an epoch may tell: its entries, its shipments on the way and its two ends.
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
 
@@ -213,10 +218,9 @@ class _LaneEnd(Generic[Lane]):
         self._obey()
 
     def close(self, seconds: float = 5.0) -> None:
-        """End the epoch, if there is one, and its thread; the other end is to be told apart."""
-        mover = self._mover
+        """End the epoch, if there is one, and the threads; the other end is not told."""
         self.peer_lost(0.0)
-        if mover is not None:
+        for mover in self._lingering:
             mover.join(seconds)
 
     def _tell(self, event: _Event) -> None:
@@ -250,15 +254,21 @@ class _LaneEnd(Generic[Lane]):
         for command in self._lane.take_commands():
             match command:
                 case Build():
-                    self._mover = _Mover(command.epoch, self._bed, self._work, self._tell)
-                    self._mover.start()
-                case Move():
-                    assert self._mover is not None
+                    self._build(command.epoch)
+                case Move() if self._mover is not None:
                     self._mover.submit(command.shipment)
-                case Abort():
-                    assert self._mover is not None
+                case Abort() if self._mover is not None:
                     self._mover.abort()
+                    self._lingering.append(self._mover)
                     self._mover = None
+
+    def _build(self, epoch: int) -> None:
+        self._lingering = [mover for mover in self._lingering if not mover.join(0.0)]
+        if len(self._lingering) >= LINGERING:
+            self._tell(_Lost(epoch, f"{len(self._lingering)} earlier epochs have not let go"))
+            return
+        self._mover = _Mover(epoch, self._bed, self._work, self._tell)
+        self._mover.start()
 
     def _enter(self, entry: Entry) -> None:
         if self._mover is not None and entry.epoch == self._lane.epoch:

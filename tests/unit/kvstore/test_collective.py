@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kvstore.lane import Broken, Entry, Limits, Rendezvous, Shipment
-from kvstore.transport.collective import Bed, LaneReceiver, LaneSender
+from kvstore.transport.collective import LINGERING, Bed, LaneReceiver, LaneSender
 from kvstore.transport.communicator import Communicator, CommunicatorLost, ControlStore, Pending
 
 A, B = b"a" * 16, b"b" * 16
@@ -244,6 +244,42 @@ def test_an_epoch_ended_while_it_connects_never_comes_to_stand(pair: Pair) -> No
     pair.until(lambda: pair.cables != [] and pair.cables[0].cut.is_set())
     pair.turn()
     assert pair.sender.slot(pair.now) is None
+
+
+def test_epochs_that_do_not_let_go_hold_up_the_next_ones(pair: Pair) -> None:
+    let_go = threading.Event()
+    entered: list[int] = []
+
+    def hang(_store: ControlStore, rank: int) -> None:
+        entered.append(rank)
+        let_go.wait(30.0)
+
+    pair.refuse = hang
+    for epoch in (1, 2, 3, 4):
+        pair.receiver.on_message(Rendezvous(epoch), pair.now)
+    assert len(lane_threads()) == LINGERING
+    refused = [said for said in pair.receiver.turn(pair.now) if isinstance(said, Broken)]
+    assert refused == [Broken(4, "2 earlier epochs have not let go")]
+    let_go.set()
+    for thread in lane_threads():
+        thread.join(30.0)
+    pair.receiver.on_message(Rendezvous(5), pair.now)
+    pair.until(lambda: entered == [1, 1, 1])
+
+
+def test_shipments_for_an_epoch_that_was_held_up_have_no_effect(pair: Pair) -> None:
+    let_go = threading.Event()
+
+    def hang(_store: ControlStore, _rank: int) -> None:
+        let_go.wait(30.0)
+
+    pair.refuse = hang
+    for epoch in (1, 2, 3):
+        pair.receiver.on_message(Rendezvous(epoch), pair.now)
+    pair.receiver.on_message(Shipment(3, 0, A, 0, 0, (b"d" * 16,)), pair.now)
+    pair.turn()
+    assert pair.failed["receiver"] == [A]
+    let_go.set()
 
 
 def test_entries_of_another_epoch_are_not_told_on(pair: Pair) -> None:
