@@ -41,10 +41,13 @@ from kvstore.transport.ends import FromSender
 from kvstore.transport.neighbour import Neighbour
 from kvstore.transport.polling import Polled
 from kvstore.transport.sockets import SocketOptions, dial, dial_plain, socket_uri
-from kvstore.transport.staging import BATCH_BYTES
+from kvstore.transport.staging import BATCH_BYTES, BUFFERS
 
 PEERS = 256
 """Connections kept; beyond it the oldest is dropped, and its transfers are recomputed."""
+
+_ARRIVALS = 2 * BUFFERS
+"""Messages that may lie here unread, of one sender: more is held back on its side."""
 
 log = logging.getLogger("kvferry.decode")
 
@@ -115,7 +118,7 @@ class ZmqReceivingEnd:
         self._options = SocketOptions(
             max_frame_bytes=max(2 * pages.block_bytes + BATCH_BYTES, MAX_HEADER_BYTES),
             send_queue=ship.max_transfers,
-            receive_queue=ship.max_transfers,
+            receive_queue=_ARRIVALS,
         )
         self._polled = Polled()
         self._peers: dict[str, _Peer] = {}

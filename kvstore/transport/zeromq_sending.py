@@ -15,7 +15,7 @@ import zmq
 from msgspec.structs import replace
 
 from kvstore.cluster import Ship
-from kvstore.codec import MAX_HEADER_BYTES, encode, well_formed
+from kvstore.codec import encode, well_formed
 from kvstore.credentials import Credentials
 from kvstore.errors import PeerGone
 from kvstore.messages import (
@@ -49,12 +49,15 @@ from kvstore.transport.staging import BATCH_BYTES, BUFFERS, Staging
 _PAGES_BATCH_BYTES = 4 * BATCH_BYTES
 """A batch that is only told of: longer, since each costs both ends a message."""
 
+_MAX_REQUEST_BYTES = 16 << 10
+"""Longest message of a receiver: it says what it wants, and nothing it says is long."""
+
 _MAX_HELLO_BYTES = 256
 """Longest frame that the bulk socket takes, where nobody is known."""
 
 
 class ZmqSendingEnd:
-    """Listens for receiving ends. Refuses frames beyond a message header's limit."""
+    """Listens for receiving ends. A peer costs at most a queue of ``_MAX_REQUEST_BYTES`` each."""
 
     def __init__(
         self, uri: str, pages: KVPages, generation: str, ship: Ship, credentials: Credentials
@@ -66,7 +69,7 @@ class ZmqSendingEnd:
         self._scheme = uri.partition("://")[0]
         queue = ship.max_transfers + BUFFERS
         options = SocketOptions(
-            max_frame_bytes=MAX_HEADER_BYTES, send_queue=queue, receive_queue=queue
+            max_frame_bytes=_MAX_REQUEST_BYTES, send_queue=queue, receive_queue=queue
         )
         self._control = listen(
             self._polled.context,
