@@ -65,16 +65,16 @@ def run(options: argparse.Namespace) -> int:
     judgements = [
         judge(goal, taken.seconds, taken.missing) for goal in goals(plan.schemes, plan.sizes)
     ]
+    rows = [row(figure, rounds) for figure, rounds in taken.seconds.items()]
     found = report.verdict(judgements, taken)
     result = CommandResult(
         command="transport",
         verdict=found,
         metrics=report.metrics(judgements),
-        detail=report.detail(judgements, taken),
+        detail=report.detail(judgements, rows, taken),
         settings=msgspec.to_builtins(plan),
         environment=environment.describe(),
     )
-    rows = [row(figure, rounds) for figure, rounds in taken.seconds.items()]
     document = report.document(judgements, rows, _subtitle(plan, taken), found)
     return outcome.deliver_document(result, document, folder, options.json)
 
@@ -102,6 +102,6 @@ def plan_of(options: argparse.Namespace) -> Plan:
 def _subtitle(plan: Plan, taken: Taken) -> str:
     versions = "".join(f", {name} {version}" for name, version in taken.versions.items())
     return (
-        f"blocks of {told_bytes(BLOCK_BYTES)} up to {told_bytes(plan.largest)}, {plan.rounds} "
-        f"rounds, {environment.cpu_model()}{versions}"
+        f"blocks of {told_bytes(BLOCK_BYTES)} up to {told_bytes(plan.largest)}, rounds: "
+        f"{plan.rounds}, {environment.cpu_model()}{versions}"
     )

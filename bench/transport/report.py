@@ -17,6 +17,7 @@ from bench.reporting.document import (
     Table,
 )
 from bench.result import Verdict
+from bench.statistics import median
 from bench.transport.case import Case, told_bytes
 from bench.transport.figures import Judgement, Row
 from bench.transport.goals import SHARED_OUT
@@ -43,8 +44,8 @@ def metrics(judgements: Sequence[Judgement]) -> dict[str, float]:
     return found
 
 
-def detail(judgements: Sequence[Judgement], taken: Taken) -> dict[str, object]:
-    """What every ratio is of, and the seconds of every move, round by round."""
+def detail(judgements: Sequence[Judgement], rows: Sequence[Row], taken: Taken) -> dict[str, object]:
+    """What every ratio is of, and every figure in seconds, with each round's median."""
     return {
         "judgements": [
             {"metric": one.goal.metric, "of": one.of, "outcome": one.outcome, "reason": one.reason}
@@ -53,15 +54,18 @@ def detail(judgements: Sequence[Judgement], taken: Taken) -> dict[str, object]:
         "missing": {contender.name: why for contender, why in taken.missing.items()},
         "versions": taken.versions,
         "cores_of_others": taken.others,
-        "seconds": [
+        "figures": [
             {
-                "contender": figure.contender.name,
-                "bytes": figure.case.size,
-                "order": figure.case.order,
-                "transfers": figure.case.transfers,
-                "rounds": rounds,
+                "contender": row.figure.contender.name,
+                "bytes": row.figure.case.size,
+                "order": row.figure.case.order,
+                "transfers": row.figure.case.transfers,
+                "p50_s": row.p50,
+                "p99_s": row.p99,
+                "longest_s": row.longest,
+                "rounds_s": [median(one) for one in taken.seconds[row.figure]],
             }
-            for figure, rounds in taken.seconds.items()
+            for row in rows
         ],
     }
 

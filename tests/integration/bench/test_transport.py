@@ -148,6 +148,8 @@ def test_the_command_writes_its_table_its_page_and_its_metrics(
     assert set(told["metrics"]) == {"one_block_us", "one_block_vs_pingpong"}
     assert all(value > 0 for value in told["metrics"].values())
     assert told["settings"]["schemes"] == ["shm"]
+    blocks = [one for one in told["detail"]["figures"] if one["contender"] == "shm, digests"]
+    assert [(one["bytes"], len(one["rounds_s"])) for one in blocks] == [(1 << 16, 1)]
     text = capsys.readouterr().out
     for word in ("RATIOS", "not judged", "hundred_vs_one", "was not in this run", ADVICE):
         assert word in text
