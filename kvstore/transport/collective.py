@@ -179,9 +179,7 @@ class _Mover:
 
     def _next(self, *, wait: bool) -> Shipment | None:
         try:
-            return (
-                self._shipments.get(timeout=_IDLE_SECONDS) if wait else self._shipments.get_nowait()
-            )
+            return self._shipments.get(wait, _IDLE_SECONDS)
         except queue.Empty:
             return None
 
