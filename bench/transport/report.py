@@ -16,9 +16,11 @@ from bench.reporting.document import (
     Series,
     Table,
 )
+from bench.reporting.wording import tell
 from bench.result import Verdict
 from bench.statistics import median
 from bench.transport.case import Case, told_bytes
+from bench.transport.contender import Contender, Kvferry
 from bench.transport.figures import Judgement, Row
 from bench.transport.goals import SHARED_OUT
 from bench.transport.measuring import Taken
@@ -111,16 +113,22 @@ def _ratios(judgements: Sequence[Judgement]) -> Table:
     rows: list[list[Cell]] = [
         [
             one.goal.metric,
-            one.of or one.reason,
             one.value,
-            one.low,
-            one.high,
-            "" if one.goal.limit is None else f"{one.goal.kind} {one.goal.limit:g}",
+            _interval(one),
+            None if one.goal.limit is None else f"{one.goal.kind} {one.goal.limit:g}",
             one.outcome,
+            one.of or one.reason,
         ]
         for one in judgements
     ]
-    return Table(["metric", "of", "value", "low", "high", "bound", ""], rows, note=_RATIOS_NOTE)
+    columns = ["metric", "value", "interval", "bound", "", "of"]
+    return Table(columns, rows, note=_RATIOS_NOTE)
+
+
+def _interval(one: Judgement) -> str | None:
+    if one.low is None or one.high is None:
+        return None
+    return f"{tell(one.low)} to {tell(one.high)}"
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -143,13 +151,19 @@ def _table(rows: Sequence[Row]) -> Table:
 def _plot(kind: str, rows: Sequence[Row]) -> Lines:
     curves: dict[str, list[Row]] = {}
     for row in rows:
-        curves.setdefault(row.figure.contender.name, []).append(row)
+        if not _switched(row.figure.contender):
+            curves.setdefault(row.figure.contender.name, []).append(row)
     series = [
         Series(name, [row.figure.case.size / (1 << 20) for row in points], [_gb(r) for r in points])
         for name, points in curves.items()
         if len(points) > 1
     ]
     return Lines(kind, series, "size, MiB", "GB/s", log_x=True)
+
+
+def _switched(contender: Contender) -> bool:
+    """Measured with few sizes, so that tables tell it better than a curve."""
+    return isinstance(contender, Kvferry) and (contender.digests or contender.curve)
 
 
 def _gb(row: Row) -> float:
