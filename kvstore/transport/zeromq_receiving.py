@@ -35,6 +35,7 @@ from kvstore.messages import (
     Welcome,
 )
 from kvstore.pages import KVPages
+from kvstore.transport.allocation import keep_freed_frames
 from kvstore.transport.cargo import Frame, RemotePages
 from kvstore.transport.digests import digest_of, keyed_of
 from kvstore.transport.ends import FromSender
@@ -120,6 +121,7 @@ class ZmqReceivingEnd:
             send_queue=ship.max_transfers,
             receive_queue=_ARRIVALS,
         )
+        keep_freed_frames()
         self._polled = Polled()
         self._peers: dict[str, _Peer] = {}
         self._second = ThreadPoolExecutor(1, thread_name_prefix="kvferry-read")

@@ -143,17 +143,16 @@ class ZmqSendingEnd:
         self._polled.close()
 
     def _staged(self, batch: Batch) -> Load:
-        """Each block is digested while the copy just made of it is still in the cache."""
         number = self._staging.free()
         assert number is not None
         digest, count = self._digests[batch.carriage], len(batch.block_ids)
-        pieces = self._staging.buffer(number, count).reshape(count, -1)
-        digests = []
-        for index, block in enumerate(batch.block_ids):
-            self._pages.gather((block,), pieces[index])
-            digests.append(digest.of(batch.name(index), (pieces[index],)))
-        message = self._blocks(batch, tuple(digests), ())
-        return Load(batch.peer, message, batch.carriage, batch.route, number)
+        buffer = self._staging.buffer(number, count)
+        self._pages.gather(batch.block_ids, buffer)
+        pieces = buffer.reshape(count, -1)
+        digests = tuple(digest.of(batch.name(index), (pieces[index],)) for index in range(count))
+        return Load(
+            batch.peer, self._blocks(batch, digests, ()), batch.carriage, batch.route, number
+        )
 
     def _told(self, batch: Batch) -> Load:
         assert isinstance(self._pages, HostPages)
