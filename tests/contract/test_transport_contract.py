@@ -169,14 +169,15 @@ def test_no_byte_is_written_once_abort_has_returned(
 def test_withdrawn_pages_are_never_seen_in_their_new_life(
     open_pair: Open, weather: Faults | None
 ) -> None:
-    pair = open_pair(LAYOUTS[1], window=8, faults=weather)
-    for _ in range(8):
-        errand = pair.errands.make(6, (0,), 6)
+    pair = open_pair(LAYOUTS[1], window=4, faults=weather)
+    for _ in range(6):
+        errand = pair.errands.make(12, (0,), 12)
         pair.ask(errand)
         pair.open(errand)
-        pair.supply(errand, below=4)
+        pair.supply(errand, below=11)
         pair.shipper.withdraw(errand.transfer)
         pair.errands.move(errand, pair.source)  # overwrites what it was computed into before
+        pair.round_trip()
         pair.supply(errand)
         end = pair.until_ended(errand)[0]
         assert pair.arrived(errand, below=end.through)
