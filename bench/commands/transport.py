@@ -17,9 +17,9 @@ from bench.result import CommandResult
 from bench.transport import report
 from bench.transport.case import BLOCK_BYTES, bytes_of, told_bytes
 from bench.transport.contender import SCHEMES
-from bench.transport.figures import judge, row
+from bench.transport.figures import Taken, judge, row
 from bench.transport.goals import goals
-from bench.transport.measuring import Taken, measure
+from bench.transport.measuring import measure
 from bench.transport.plan import Plan
 
 EXAMPLE = "kvferry bench transport --transport shm --max-bytes 64MiB --json transport.json"

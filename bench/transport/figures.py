@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.measures.comparison import FEWEST_PAIRS, compare
@@ -13,7 +13,22 @@ from bench.transport.contender import Contender
 from bench.transport.goals import Candidate, Figure, Goal
 
 Seconds = Mapping[Figure, Sequence[Sequence[float]]]
-"""Of every move, by figure, round by round."""
+"""See Taken."""
+
+
+@dataclass
+class Taken:
+    """What a run has measured. ``seconds``: of every move, by figure, round by round.
+
+    ``missing``: why a contender could not take part. ``versions``: of the others, by name.
+    ``others``: cores that computed for somebody else meanwhile, on average.
+    """
+
+    seconds: dict[Figure, list[list[float]]] = field(default_factory=dict)
+    missing: dict[Contender, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    others: float = 0.0
+
 
 Outcome = Literal["kept", "short", "told", "not judged", "not measured"]
 

@@ -6,13 +6,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.noise import CpuWatch
 from bench.processes import Child
 from bench.transport.contender import Contender, Mooncake, Nixl
 from bench.transport.ends.end import TransportFailed
+from bench.transport.figures import Taken
 from bench.transport.goals import Figure
 from bench.transport.pair import Pair, PairSettings
 from bench.transport.plan import PEER_LARGEST, Plan
@@ -21,17 +21,6 @@ Say = Callable[[str], None]
 """Given one line of progress at a time."""
 
 ADVICE = "run `make peers`"
-
-
-@dataclass
-class Taken:
-    """``seconds``: of every move, by figure, round by round. ``missing``: why a contender could
-    not take part. ``others``: cores that computed for somebody else meanwhile, on average."""
-
-    seconds: dict[Figure, list[list[float]]] = field(default_factory=dict)
-    missing: dict[Contender, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    others: float = 0.0
 
 
 def peer_interpreter() -> Path:

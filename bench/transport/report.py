@@ -21,9 +21,8 @@ from bench.result import Verdict
 from bench.statistics import median
 from bench.transport.case import Case, told_bytes
 from bench.transport.contender import Contender, Kvferry
-from bench.transport.figures import Judgement, Row
+from bench.transport.figures import Judgement, Row, Taken
 from bench.transport.goals import SHARED_OUT
-from bench.transport.measuring import Taken
 
 _TIMES = (
     "Times are from the moment pages are supplied until all of them are usable on the other side; "

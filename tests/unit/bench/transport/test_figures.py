@@ -11,9 +11,8 @@ from bench.reporting.text import render_text
 from bench.transport import report
 from bench.transport.case import Case
 from bench.transport.contender import Kvferry, Memcpy, Mooncake
-from bench.transport.figures import Judgement, judge, row
+from bench.transport.figures import Judgement, Taken, judge, row
 from bench.transport.goals import Candidate, Figure, Goal
-from bench.transport.measuring import Taken
 
 OURS, OTHER = Figure(Kvferry("shm"), Case(16)), Figure(Kvferry("zmq+tcp"), Case(16))
 LIMIT = Figure(Memcpy(), Case(16))
