@@ -19,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
+from decode.fetching import Receiver, SliceFetching
 from decode.orders import Orders
 from decode.scheduling import DecodeScheduling
 from decode.telling import Teller
@@ -27,14 +28,15 @@ from kvstore.credentials import load_or_create
 from kvstore.engine_facts import (
     CACHE_ORDER,
     groups_of,
-    isa_of,
+    heads_of,
     layout_of,
-    require_supported,
+    slices_of,
     worker_settings,
 )
 from kvstore.engine_waits import nap_between_looks
 from kvstore.gate_link import ConnectorLink
 from kvstore.pages import open_pages
+from kvstore.slices import slice_address
 from kvstore.transport.opening import Setting, open_fetcher
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+    from kvstore.layout import KVLayout
+    from kvstore.slices import HeadSlice
 
 
 class DecodeMetadata(KVConnectorMetadata):
@@ -65,12 +70,12 @@ class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        require_supported(vllm_config)
         if vllm_config.device_config.device_type == "cpu":
             nap_between_looks(shm_broadcast)
         self._config = vllm_config
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._groups = groups_of(kv_cache_config)
+        self._slices = slices_of(vllm_config, self._settings.slices)
         self._working: DecodeWorking | None = None
         if role == KVConnectorRole.SCHEDULER:
             block_size = vllm_config.cache_config.block_size
@@ -115,23 +120,29 @@ class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         caches = list(kv_caches.values())
-        pages = open_pages(caches)
         settings = self._settings
-        layout = layout_of(self._config, settings.model_name, self._groups, pages, isa_of(caches))
+        layout = layout_of(
+            self._config, settings.model_name, self._groups, caches, open_pages(caches)
+        )
+        fetching = [self._fetching(caches, layout, part) for part in self._slices]
+        self._working = DecodeWorking(fetching)
+        for part in fetching:
+            part.start()
+
+    def _fetching(
+        self, caches: list[torch.Tensor], layout: KVLayout, part: HeadSlice
+    ) -> SliceFetching:
+        settings = self._settings
         credentials = load_or_create(Path(settings.state_dir))
-        link = ConnectorLink(gate=settings.addresses.gate, abandon=settings.addresses.abandon)
+        abandon = slice_address(settings.addresses.abandon, part.number)
+        link = ConnectorLink(gate=settings.addresses.gate, abandon=abandon)
         teller = Teller(link)
+        pages = open_pages(heads_of(caches, part))
         setting = Setting(settings.ship, credentials, time.monotonic)
         fetcher = open_fetcher(pages, setting, teller, link.socket)
-        self._working = DecodeWorking(
-            fetcher,
-            teller,
-            layout,
-            credentials.transport_key(),
-            (settings.worker, settings.generation),
-            time.monotonic,
-        )
-        fetcher.start()
+        key = credentials.transport_key()
+        receiver = Receiver(settings.worker, settings.generation, key, time.monotonic)
+        return SliceFetching(fetcher, teller, layout.of_slice(part, pages.page_bytes), receiver)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         if self._working and isinstance(kv_connector_metadata, DecodeMetadata):

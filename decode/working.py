@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from msgspec.structs import replace
-
+from decode.fetching import SliceFetching
 from decode.orders import FetchOrder, Orders
-from decode.telling import Asked, Teller
-from kvstore.clock import Clock
-from kvstore.layout import KVLayout
-from kvstore.messages import PROTOCOL_VERSION, Ready
-from kvstore.receiving import Reservation
-from kvstore.transfer import ready_mac
-from kvstore.transport.fetcher import Fetch, Fetcher
+from kvstore.receiving import Ended
 
 IDLE_SECONDS = 0.01
 """Longest wait of an idle step; a new request may be held up by as much."""
@@ -27,41 +21,30 @@ class Reports:
     failed: set[str]
 
 
-class DecodeWorking:
-    """Owned by the engine's worker thread of one rank."""
+@dataclass
+class _Awaited:
+    request: str
+    slices: int
+    failed: bool = False
 
-    def __init__(
-        self,
-        fetcher: Fetcher,
-        teller: Teller,
-        layout: KVLayout,
-        key: bytes,
-        me: tuple[str, str],
-        clock: Clock,
-    ) -> None:
-        self._fetcher = fetcher
-        self._teller = teller
-        self._layout = layout
-        self._key = key
-        self._worker, self._generation = me
-        self._clock = clock
-        self._requests: dict[bytes, str] = {}
+
+class DecodeWorking:
+    """Owned by the engine's worker thread of one rank, which fetches one or more slices."""
+
+    def __init__(self, slices: Sequence[SliceFetching]) -> None:
+        self._slices = slices
+        self._awaited: dict[bytes, _Awaited] = {}
         self._patience = 0.0
 
     def before_forward(self, orders: Orders) -> None:
         """Stop what is no longer wanted, then ask for what is."""
         self._patience = IDLE_SECONDS if orders.idle else 0.0
         for transfer in orders.aborts:
-            self._fetcher.abort(transfer)
+            self._abort(transfer)
         for order in orders.fetches:
-            if any(order.block_ids):
-                self._requests[order.transfer] = order.request
-            self._teller.expect(order.transfer, self._asked(order))
-            self._fetcher.fetch(self._fetch(order))
-        for begun in orders.begun:
-            self._teller.begun(begun)
-        if orders.begun:
-            self._fetcher.wake()
+            self._fetch(order)
+        for part in self._slices:
+            part.begun(orders.begun)
 
     def reports(self) -> Reports:
         """What has come to an end since the last call. Refusals of ours concern nobody.
@@ -69,54 +52,37 @@ class DecodeWorking:
         A step that computes nothing waits here for an end, so that an engine which only waits for
         KV does not spin: vLLM would ask a thousand times a second.
         """
-        loaded, failed = set(), set()
-        for ended in self._fetcher.take_ended(self._patience):
-            request = self._requests.pop(ended.transfer, None)
-            if request is not None:
-                loaded.add(request)
-                if ended.reason is not None:
-                    failed.add(request)
-        return Reports(loaded, failed)
+        patience, over = self._patience, []
+        for part in self._slices:
+            for ended in part.take_ended(patience):
+                over += self._ended(ended)
+                patience = 0.0
+        return Reports({one.request for one in over}, {one.request for one in over if one.failed})
 
     def stop(self) -> None:
-        """End the thread behind this."""
-        self._fetcher.stop()
+        """End the threads behind this."""
+        for part in self._slices:
+            part.stop()
 
-    def _fetch(self, order: FetchOrder) -> Fetch:
-        reservation = Reservation(
-            transfer=order.transfer,
-            peer=order.peer,
-            sender_generation=order.sender_generation,
-            first=order.first,
-            block_ids=order.block_ids,
-            deadline=order.deadline,
-        )
-        return Fetch(reservation, self._ready(order))
+    def _fetch(self, order: FetchOrder) -> None:
+        if any(order.block_ids):
+            self._awaited[order.transfer] = _Awaited(order.request, len(self._slices))
+        for part in self._slices:
+            part.fetch(order)
 
-    def _asked(self, order: FetchOrder) -> Asked:
-        return Asked(
-            arrived=order.arrived,
-            local_tokens=order.local_tokens,
-            prompt_tokens=order.prompt_tokens,
-            block_tokens=self._layout.block_size,
-            block_bytes=self._layout.block_bytes,
-        )
+    def _abort(self, transfer: bytes) -> None:
+        for part in self._slices:
+            part.abort(transfer)
 
-    def _ready(self, order: FetchOrder) -> Ready:
-        left = max(0, round((order.deadline - self._clock()) * 1000))
-        unsigned = Ready(
-            version=PROTOCOL_VERSION,
-            transfer=order.transfer,
-            sender_generation=order.sender_generation,
-            receiver=self._worker,
-            receiver_generation=self._generation,
-            fingerprint=self._layout.fingerprint,
-            layout=self._layout.summary,
-            first=order.first,
-            stop=order.stop,
-            blocks=order.prompt.blocks,
-            carriage="frames",
-            ttl_ms=left,
-            mac=bytes(32),
-        )
-        return replace(unsigned, mac=ready_mac(self._key, unsigned, order.prompt))
+    def _ended(self, ended: Ended) -> list[_Awaited]:
+        """The request whose last slice this was, if it was. One that fails ends the others."""
+        awaited = self._awaited.get(ended.transfer)
+        if awaited is None:
+            return []
+        if ended.reason is not None and not awaited.failed:
+            awaited.failed = True
+            self._abort(ended.transfer)
+        awaited.slices -= 1
+        if awaited.slices:
+            return []
+        return [self._awaited.pop(ended.transfer)]

@@ -19,6 +19,8 @@ ENGINE_GIB = 4.2
 """Host memory of one CPU engine without weights and KV: API server, engine core, worker."""
 WEIGHT_COPIES = 2.0
 """The weights as they are loaded and as the CPU's kernels want them."""
+RANK_GIB = 1.5
+"""What each further rank of an engine takes besides its share of weights and KV."""
 GPU_ENGINE_GIB = 6.0
 """Host memory of one engine whose weights and KV lie on a GPU."""
 
@@ -76,7 +78,8 @@ def needed_gib(config: ClusterConfig, on_gpu: bool, weight_bytes: int) -> float:
     widened = 2.0 if config.model.dtype == "float32" else 1.0
     weights = WEIGHT_COPIES * widened * weight_bytes / GIB
     each = {
-        role: GPU_ENGINE_GIB if on_gpu else ENGINE_GIB + weights + config.workers(role).kv_gib
+        role: (GPU_ENGINE_GIB if on_gpu else ENGINE_GIB + weights + config.workers(role).kv_gib)
+        + RANK_GIB * (config.workers(role).ranks - 1)
         for role in ROLES
     }
     engines = sum(each[role] * config.workers(role).count for role in ROLES)

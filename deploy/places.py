@@ -120,11 +120,17 @@ def _bound(config: ClusterConfig, machine: Machine) -> dict[str, Any]:
         workers += [(role, hosts[i % len(hosts)]) for i in range(section.count)]
     cores: dict[Role, list[str]] = {"prefill": [], "decode": []}
     shares = {
-        host: iter(shared_out(machine.cores, sum(h == host for _, h in workers)))
+        host: iter(
+            shared_out(
+                machine.cores,
+                sum(config.workers(role).ranks for role, h in workers if h == host),
+            )
+        )
         for host in {host for _, host in workers}
     }
     for role, host in workers:
-        cores[role].append(",".join(map(str, next(shares[host]))))
+        ranks = [next(shares[host]) for _ in range(config.workers(role).ranks)]
+        cores[role].append("|".join(",".join(map(str, share)) for share in ranks))
     return {
         role: msgspec.structs.replace(
             config.workers(role), cores=config.workers(role).cores or tuple(cores[role])

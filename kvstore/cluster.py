@@ -7,6 +7,7 @@ from the network kind and a worker's name (:func:`addresses`).
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -15,6 +16,7 @@ import msgspec
 
 from kvstore.errors import ConfigError
 from kvstore.messages import DigestName, Role
+from kvstore.slices import PORTS
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -50,16 +52,21 @@ class Network(Section, frozen=True):
     """How processes reach each other: ``ipc`` on one host, ``tcp`` (with CURVE) across hosts.
 
     With ``tcp`` worker ``i`` of a role is on the role's host ``i % len(hosts)`` and takes four
-    ports from ``first_port + 4 * i`` on.
+    ports for each slice (``kvstore.slices``): with one, from ``first_port + 4 * i`` on.
     """
 
     kind: Literal["ipc", "tcp"] = "ipc"
 
 
 class Workers(Section, frozen=True):
-    """One role's workers. ``cores``: CPU cores each is bound to; none shares them out."""
+    """One role's workers. ``cores``: CPU cores each is bound to; none shares them out.
+
+    A worker computes on ``ranks`` GPUs, or in so many processes on CPU (tensor parallel): its
+    model and its ``kv_gib`` are spread over them. ``cores`` are then ``RANK 0|RANK 1|…``.
+    """
 
     count: Positive = 1
+    ranks: Positive = 1
     kv_gib: Gib = 1.0
     max_requests: Positive = 64
     hosts: tuple[str, ...] = ("127.0.0.1",)
@@ -136,6 +143,11 @@ class ClusterConfig(Section, frozen=True):
     proxy: Proxy = Proxy()
     tenants: tuple[Tenant, ...] = ()
 
+    @property
+    def slices(self) -> int:
+        """Parts into which pages are cut on their way from prefill to decode."""
+        return math.lcm(self.prefill.ranks, self.decode.ranks)
+
     def workers(self, role: Role) -> Workers:
         """The section of ``role``."""
         return self.prefill if role == "prefill" else self.decode
@@ -170,6 +182,7 @@ class WorkerSettings(Section, frozen=True):
     ship: Ship
     dram: Dram
     model_name: str
+    slices: Positive = 1
 
 
 def load(path: Path) -> ClusterConfig:
@@ -218,7 +231,8 @@ def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> A
             **private,
         )
     section = config.workers(role)
-    host, port = section.hosts[index % len(section.hosts)], section.first_port + 4 * index
+    host = section.hosts[index % len(section.hosts)]
+    port = section.first_port + PORTS * config.slices * index
     return Addresses(
         http=f"http://{host}:{port}",
         ship=f"{_ship_scheme(config, 'tcp')}://{host}:{port + 1}",

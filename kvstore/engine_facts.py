@@ -14,6 +14,7 @@ from kvstore.cluster import WorkerSettings
 from kvstore.errors import ConfigError
 from kvstore.layout import KVGroup, KVLayout
 from kvstore.pages import KVPages
+from kvstore.slices import HeadSlice, slices_of_rank
 
 SETTINGS_KEY = "kvferry"
 """Where a worker's settings lie in vLLM's ``kv_connector_extra_config``."""
@@ -37,11 +38,25 @@ def worker_settings(extra_config: dict[str, Any]) -> WorkerSettings:
         raise ConfigError(f"kv_connector_extra_config[{SETTINGS_KEY!r}]: {error}") from None
 
 
-def require_supported(vllm_config: Any) -> None:
-    """Raise ConfigError for what the connectors cannot carry yet, naming it."""
-    parallel = vllm_config.parallel_config
-    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-        raise ConfigError("tensor or pipeline parallel workers cannot ship KV yet: use one rank")
+def slices_of(vllm_config: Any, count: int) -> tuple[HeadSlice, ...]:
+    """The slices, of ``count``, that this rank ships; in the scheduler, rank 0's.
+
+    Raises ConfigError for what the connectors cannot carry, naming it.
+    """
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    if parallel.pipeline_parallel_size > 1 or parallel.decode_context_parallel_size > 1:
+        raise ConfigError("pipeline or context parallel workers cannot ship KV yet")
+    if count > 1 and model.use_mla:
+        raise ConfigError("latent attention has no heads to share out: use one rank")
+    heads = model.get_total_num_kv_heads()
+    return slices_of_rank(heads, count, parallel.rank, parallel.tensor_parallel_size)
+
+
+def heads_of(caches: Sequence[torch.Tensor], part: HeadSlice) -> list[torch.Tensor]:
+    """The engine's KV tensors, cut to the heads of ``part``."""
+    if part.count == 1:
+        return list(caches)
+    return [cache[:, part.first : part.stop] for cache in caches]
 
 
 def groups_of(kv_cache_config: Any) -> tuple[KVGroup, ...]:
@@ -67,9 +82,13 @@ def groups_of(kv_cache_config: Any) -> tuple[KVGroup, ...]:
 
 
 def layout_of(
-    vllm_config: Any, model_name: str, groups: tuple[KVGroup, ...], pages: KVPages, isa: str
+    vllm_config: Any,
+    model_name: str,
+    groups: tuple[KVGroup, ...],
+    caches: Sequence[torch.Tensor],
+    pages: KVPages,
 ) -> KVLayout:
-    """The layout of this engine's pages (one rank)."""
+    """The layout of this rank's pages, which lie in ``caches``."""
     model, cache = vllm_config.model_config, vllm_config.cache_config
     weights = hashlib.sha256(model.hf_config.to_json_string().encode()).hexdigest()[:12]
     return KVLayout(
@@ -78,12 +97,12 @@ def layout_of(
         dtype=str(model.dtype).removeprefix("torch."),
         kv_dtype=cache.cache_dtype,
         order=CACHE_ORDER,
-        isa=isa,
+        isa=isa_of(caches),
         block_size=cache.block_size,
         layers=pages.layers,
         page_bytes=pages.page_bytes,
-        rank=0,
-        ranks=1,
+        rank=vllm_config.parallel_config.rank,
+        ranks=vllm_config.parallel_config.tensor_parallel_size,
         groups=groups,
     )
 

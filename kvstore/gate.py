@@ -26,6 +26,7 @@ from kvstore.credentials import load_or_create
 from kvstore.engine_facts import worker_settings
 from kvstore.gate_link import GateLink
 from kvstore.messages import Abandon, Begun, Outcome, Times
+from kvstore.slices import slice_address
 
 TOKEN_HEADER = b"x-kvferry-token"
 TRANSFER_HEADER = b"x-kvferry-transfer"
@@ -48,15 +49,17 @@ Report = TypeVar("Report", Outcome, Begun)
 
 
 class Reports:
-    """What the connector told of the latest requests, by transfer. Bounded, oldest dropped first.
+    """What the connectors told of the latest requests, by transfer. Bounded, oldest dropped first.
 
-    A request's ``Begun`` is the last that is told of it.
+    Each of a worker's ``slices`` has a connector, and a request's ``Begun`` is the last that one
+    tells of it.
     """
 
-    def __init__(self, link: GateLink) -> None:
+    def __init__(self, link: GateLink, slices: int) -> None:
         self._link = link
-        self._outcomes: OrderedDict[bytes, Outcome] = OrderedDict()
-        self._begun: OrderedDict[bytes, Begun] = OrderedDict()
+        self._slices = slices
+        self._outcomes: OrderedDict[bytes, list[Outcome]] = OrderedDict()
+        self._begun: OrderedDict[bytes, list[Begun]] = OrderedDict()
         self._awaited: dict[bytes, asyncio.Event] = {}
 
     def start(self) -> None:
@@ -67,7 +70,7 @@ class Reports:
     async def of(self, transfer: bytes, seconds: float) -> tuple[Outcome | None, Begun | None]:
         """Both reports, waiting up to ``seconds`` for them; None for what is not known then."""
         self._take()
-        if transfer not in self._begun:
+        if len(self._begun.get(transfer, ())) < self._slices:
             event = self._awaited.setdefault(transfer, asyncio.Event())
             try:
                 async with asyncio.timeout(seconds):
@@ -76,7 +79,8 @@ class Reports:
                 pass
             finally:
                 self._awaited.pop(transfer, None)
-        return self._outcomes.pop(transfer, None), self._begun.pop(transfer, None)
+        outcomes, begun = self._outcomes.pop(transfer, []), self._begun.pop(transfer, [])
+        return _merged(outcomes) if outcomes else None, begun[0] if begun else None
 
     def _take(self) -> None:
         for report in self._link.reports():
@@ -84,14 +88,28 @@ class Reports:
                 _keep(self._outcomes, report)
                 continue
             _keep(self._begun, report)
-            if event := self._awaited.get(report.transfer):
+            event = self._awaited.get(report.transfer)
+            if event and len(self._begun[report.transfer]) == self._slices:
                 event.set()
 
 
-def _keep(kept: OrderedDict[bytes, Report], report: Report) -> None:
-    kept[report.transfer] = report
+def _keep(kept: OrderedDict[bytes, list[Report]], report: Report) -> None:
+    kept.setdefault(report.transfer, []).append(report)
     while len(kept) > _KEPT_REPORTS:
         kept.popitem(last=False)
+
+
+def _merged(outcomes: list[Outcome]) -> Outcome:
+    """What became of a fetch whose slices ended so: one that failed fails it."""
+    return Outcome(
+        transfer=outcomes[0].transfer,
+        shipped=all(one.shipped for one in outcomes),
+        local_tokens=outcomes[0].local_tokens,
+        received_tokens=min(one.received_tokens for one in outcomes),
+        received_bytes=sum(one.received_bytes for one in outcomes),
+        wait_ms=max(one.wait_ms for one in outcomes),
+        reason=next((one.reason for one in outcomes if one.reason is not None), None),
+    )
 
 
 class Gate:
@@ -130,8 +148,10 @@ class Gate:
         args = scope["app"].state.args
         settings = worker_settings(args.kv_transfer_config.kv_connector_extra_config)
         self._token = load_or_create(Path(settings.state_dir)).http_token().encode()
-        self._link = GateLink(gate=settings.addresses.gate, abandon=settings.addresses.abandon)
-        self._reports = Reports(self._link)
+        addresses, slices = settings.addresses, settings.slices
+        abandon = [slice_address(addresses.abandon, number) for number in range(slices)]
+        self._link = GateLink(gate=addresses.gate, abandon=abandon)
+        self._reports = Reports(self._link, slices)
         self._reports.start()
 
     def _admits(self, headers: dict[bytes, bytes]) -> bool:

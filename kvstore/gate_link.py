@@ -6,6 +6,7 @@ awaits them, and tells of transfers that nobody will send any more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 import zmq
@@ -52,18 +53,20 @@ class ConnectorLink:
 
 
 class GateLink:
-    """The HTTP gate's end: awaits reports, sends abandons. For asyncio: poll ``fileno``."""
+    """The HTTP gate's end: awaits reports, sends abandons. For asyncio: poll ``fileno``.
 
-    def __init__(self, *, gate: str, abandon: str) -> None:
+    ``abandon``: the address of each slice's connector.
+    """
+
+    def __init__(self, *, gate: str, abandon: Sequence[str]) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._reports, self._abandons = (
-            self._context.socket(zmq.PULL),
-            self._context.socket(zmq.PUSH),
-        )
+        self._reports = self._context.socket(zmq.PULL)
+        self._abandons = [self._context.socket(zmq.PUSH) for _ in abandon]
         self._reports.setsockopt(zmq.RCVHWM, _QUEUE)
-        self._abandons.setsockopt(zmq.SNDHWM, _QUEUE)
         self._reports.bind(gate)
-        self._abandons.connect(abandon)
+        for socket, address in zip(self._abandons, abandon, strict=True):
+            socket.setsockopt(zmq.SNDHWM, _QUEUE)
+            socket.connect(address)
 
     def fileno(self) -> int:
         """Readable when ``reports`` should be called."""
@@ -83,12 +86,14 @@ class GateLink:
                 found.append(message)
 
     def send(self, message: GateMessage) -> bool:
-        """Whether the connector took it."""
-        try:
-            self._abandons.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
+        """Whether every slice's connector took it."""
+        taken = True
+        for socket in self._abandons:
+            try:
+                socket.send(encode(message), zmq.NOBLOCK)
+            except zmq.Again:
+                taken = False
+        return taken
 
     def close(self) -> None:
         """Drop both ends."""

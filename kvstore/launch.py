@@ -79,7 +79,7 @@ def engine_command(
 def _model_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, ...]:
     model, section = config.model, config.workers(settings.role)
     flags = ["--model", model.path, "--served-model-name", settings.model_name]
-    flags += ["--dtype", model.dtype]
+    flags += ["--dtype", model.dtype, "--tensor-parallel-size", str(section.ranks)]
     flags += ["--max-num-batched-tokens", str(model.chunk_tokens)]
     flags += ["--max-num-seqs", str(min(section.max_requests, model.chunk_tokens))]
     if model.compile == "off":
@@ -100,8 +100,9 @@ def _cache_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, 
         "endpoint": settings.addresses.events,
         "replay_endpoint": f"{settings.addresses.events}-replay",
     }
-    # In bytes, because vLLM's setting for the CPU takes whole GiB only.
-    kv_bytes = int(config.workers(settings.role).kv_gib * (1 << 30))
+    # In bytes, because vLLM's setting for the CPU takes whole GiB only; and for each rank.
+    section = config.workers(settings.role)
+    kv_bytes = int(section.kv_gib * (1 << 30)) // section.ranks
     flags = ["--enable-prefix-caching", "--prefix-caching-hash-algo", "sha256_cbor"]
     flags += ["--kv-cache-memory-bytes", str(kv_bytes), "--kv-events-config", json.dumps(events)]
     if config.model.block_size:
@@ -147,6 +148,10 @@ def _env(
         bound = section.cores[index % len(section.cores)] if section.cores else "auto"
         env["VLLM_CPU_OMP_THREADS_BIND"] = bound
     elif machine.gpus:
-        offset = 0 if settings.role == "prefill" else config.prefill.count
-        env["CUDA_VISIBLE_DEVICES"] = machine.gpus[(offset + index) % len(machine.gpus)]
+        before = 0 if settings.role == "prefill" else config.prefill.count * config.prefill.ranks
+        first = before + index * section.ranks
+        chosen = [
+            machine.gpus[at % len(machine.gpus)] for at in range(first, first + section.ranks)
+        ]
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     return env

@@ -7,10 +7,11 @@ gives them meaning goes into the fingerprint, and both ends compare it before an
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kvstore.errors import LayoutMismatch
 from kvstore.messages import PROTOCOL_VERSION
+from kvstore.slices import HeadSlice
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class KVLayout:
     A block is ``layers`` pages of ``page_bytes`` bytes; on the wire they follow one another in
     layer order. ``isa`` names how bytes are packed inside a page: the instruction set on CPU, the
     device kind elsewhere. ``engine`` is the engine's name and version: packing may change with it.
+    ``rank`` of ``ranks``: which part of the model's KV heads the pages hold.
     The ``groups`` share the pages: a block belongs to one of them, and its pages to that group's
     layers in their order.
     """
@@ -61,6 +63,10 @@ class KVLayout:
     def block_bytes(self) -> int:
         """Bytes of one block over all layers of this rank."""
         return self.layers * self.page_bytes
+
+    def of_slice(self, part: HeadSlice, page_bytes: int) -> KVLayout:
+        """The layout of one slice, which is the same whatever number of ranks holds it."""
+        return replace(self, rank=part.number, ranks=part.count, page_bytes=page_bytes)
 
     @property
     def fingerprint(self) -> bytes:

@@ -51,7 +51,8 @@ def open_lookup(
     """The scheduler's side of the tier these settings describe. Raises ConfigError."""
     if not _keeps(settings, groups):
         return NoLookup()
-    naming = Naming(namespace(settings.model_name, vllm_config), ranks=1)
+    ranks = vllm_config.parallel_config.tensor_parallel_size
+    naming = Naming(namespace(settings.model_name, vllm_config), ranks)
     shape = TierShape(groups, vllm_config.cache_config.block_size, settings.dram.chunk_tokens)
     return LMCacheLookup(settings.dram, naming, shape)
 

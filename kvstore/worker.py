@@ -90,6 +90,7 @@ class Job:
             ship=self.config.ship,
             dram=self.config.dram,
             model_name=self.config.model.name,
+            slices=self.config.slices,
         )
 
     def announce(self, generation: str) -> Announce:

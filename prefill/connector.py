@@ -24,15 +24,16 @@ from kvstore.credentials import load_or_create
 from kvstore.engine_facts import (
     CACHE_ORDER,
     groups_of,
-    isa_of,
+    heads_of,
     layout_of,
-    require_supported,
+    slices_of,
     worker_settings,
 )
 from kvstore.engine_waits import nap_between_looks
 from kvstore.handoff import to_params
 from kvstore.lmcache_tier import open_copy, open_lookup
 from kvstore.pages import open_pages
+from kvstore.slices import slice_address
 from kvstore.transport.opening import Setting, open_shipper
 from prefill.orders import Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
@@ -89,12 +90,12 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        require_supported(vllm_config)
         if vllm_config.device_config.device_type == "cpu":
             nap_between_looks(shm_broadcast)
         self._config = vllm_config
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._groups = groups_of(kv_cache_config)
+        self._slices = slices_of(vllm_config, self._settings.slices)
         self._holds = PoolHolds()
         self._working: PrefillWorking | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -151,16 +152,29 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         caches = list(kv_caches.values())
-        pages = open_pages(caches)
         settings = self._settings
-        layout = layout_of(self._config, settings.model_name, self._groups, pages, isa_of(caches))
+        layout = layout_of(
+            self._config, settings.model_name, self._groups, caches, open_pages(caches)
+        )
         credentials = load_or_create(Path(settings.state_dir))
         setting = Setting(settings.ship, credentials, time.monotonic)
-        shipper = open_shipper(settings.addresses.ship, pages, layout, settings.generation, setting)
+        shippers = []
+        for part in self._slices:
+            pages = open_pages(heads_of(caches, part))
+            shippers.append(
+                open_shipper(
+                    slice_address(settings.addresses.ship, part.number),
+                    pages,
+                    layout.of_slice(part, pages.page_bytes),
+                    settings.generation,
+                    setting,
+                )
+            )
         tier = open_copy(settings, self._config, layout)
         tier.attach(kv_caches)
-        self._working = PrefillWorking(shipper, tier)
-        shipper.start()
+        self._working = PrefillWorking(shippers, tier)
+        for shipper in shippers:
+            shipper.start()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         if self._working and isinstance(kv_connector_metadata, PrefillMetadata):

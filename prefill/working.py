@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvstore.ledger import CompletionLedger
 from kvstore.tier import TierCopy, TierResult
 from kvstore.transport.shipper import Shipper
-from prefill.orders import Orders
+from prefill.orders import Opening, Orders, Supply
 
 IDLE_SECONDS = 0.01
 """Longest wait of an idle step; a new request may be held up by as much."""
@@ -24,13 +25,13 @@ class Reports:
 
 
 class PrefillWorking:
-    """Owned by the engine's worker thread of one rank."""
+    """Owned by the engine's worker thread of one rank, which ships one or more slices."""
 
-    def __init__(self, shipper: Shipper, tier: TierCopy) -> None:
-        self._shipper = shipper
+    def __init__(self, shippers: Sequence[Shipper], tier: TierCopy) -> None:
+        self._shippers = shippers
         self._tier = tier
         self._ledger = CompletionLedger()
-        self._requests: dict[bytes, str] = {}
+        self._requests: dict[tuple[bytes, int], str] = {}
         self._loads: Counter[str] = Counter()
         self._failed: set[str] = set()
         self._patience = 0.0
@@ -43,13 +44,11 @@ class PrefillWorking:
         for request, transfer in orders.withdrawals:
             self._tier.withdraw(request)
             if transfer is not None:
-                self._shipper.withdraw(transfer)
+                for shipper in self._shippers:
+                    shipper.withdraw(transfer)
         for opening in orders.openings:
-            self._requests[opening.transfer] = opening.request
-            self._ledger.begin(opening.request, opening.transfer)
-            self._shipper.open(opening.transfer, opening.prompt, opening.lease_until)
-        for supply in orders.supplies_before:
-            self._shipper.supply(supply.transfer, supply.pages)
+            self._open(opening)
+        self._supply(orders.supplies_before)
         for load in orders.loads:
             self._tier.load(load)
             self._loads[load.request] += 1
@@ -59,14 +58,14 @@ class PrefillWorking:
     def after_forward(self, orders: Orders) -> None:
         """Orders about pages that the forward pass has just completed."""
         if orders.supplies_after or orders.stores:
-            self._shipper.fence()
-        for supply in orders.supplies_after:
-            self._shipper.supply(supply.transfer, supply.pages)
+            self._shippers[0].fence()  # The slices are of the same pages.
+        self._supply(orders.supplies_after)
         for store in orders.stores:
             self._ledger.begin(store.request, store.op)
             self._tier.store(store)
         for transfer in orders.closings:
-            self._shipper.close(transfer)
+            for shipper in self._shippers:
+                shipper.close(transfer)
         self._ledger.release(orders.released)
 
     def reports(self) -> Reports:
@@ -75,8 +74,11 @@ class PrefillWorking:
         A step that computes nothing waits here for a transfer's end, so that an engine which only
         holds pages does not spin: vLLM would ask a thousand times a second.
         """
-        for transfer in self._shipper.take_settled(self._patience):
-            self._ledger.settle(self._requests.pop(transfer), transfer)
+        patience = self._patience
+        for number, shipper in enumerate(self._shippers):
+            for transfer in shipper.take_settled(patience):
+                part, patience = (transfer, number), 0.0
+                self._ledger.settle(self._requests.pop(part), part)
         loaded = set()
         for result in self._tier.drain():
             if result.kind == "store":
@@ -86,6 +88,18 @@ class PrefillWorking:
         failed = loaded & self._failed
         self._failed -= failed
         return Reports(self._ledger.collect(), loaded, failed)
+
+    def _open(self, opening: Opening) -> None:
+        for number, shipper in enumerate(self._shippers):
+            part = opening.transfer, number
+            self._requests[part] = opening.request
+            self._ledger.begin(opening.request, part)
+            shipper.open(opening.transfer, opening.prompt, opening.lease_until)
+
+    def _supply(self, supplies: list[Supply]) -> None:
+        for supply in supplies:
+            for shipper in self._shippers:
+                shipper.supply(supply.transfer, supply.pages)
 
     def _load_ended(self, result: TierResult) -> bool:
         """Whether it was the last of its request's: chunks and window are loaded apart."""
@@ -99,5 +113,6 @@ class PrefillWorking:
 
     def stop(self) -> None:
         """End the threads behind this."""
-        self._shipper.stop()
+        for shipper in self._shippers:
+            shipper.stop()
         self._tier.close()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from decode.fetching import Receiver, SliceFetching
 from decode.orders import FetchOrder, Orders
 from decode.telling import Teller
 from decode.working import DecodeWorking
@@ -100,8 +101,9 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     teller = Teller(link)
     fetcher = open_fetcher(target_pages, setting, teller, link.socket)
     key = credentials.transport_key()
-    working = DecodeWorking(fetcher, teller, LAYOUT, key, ("decode-0", "gen-d"), time.monotonic)
-    with GateLink(gate=gate, abandon=abandon) as reports:
+    receiver = Receiver("decode-0", "gen-d", key, time.monotonic)
+    working = DecodeWorking([SliceFetching(fetcher, teller, LAYOUT, receiver)])
+    with GateLink(gate=gate, abandon=[abandon]) as reports:
         address = shipper.uri
         shipper.start()
         fetcher.start()

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from deploy.models import name_of
 from deploy.places import free_port
 from kvstore.cluster import ClusterConfig, load
 from kvstore.credentials import load_or_create
@@ -87,7 +88,7 @@ class LiveCluster:
 
     def __init__(self, home: Path, settings: str, model: str = MODEL) -> None:
         self._home = home
-        self._model = model
+        self._model = name_of(model)
         # Sockets need a short path, which pytest's folders do not have.
         self._runtime = tempfile.TemporaryDirectory(prefix="kvf", dir="/tmp")
         self.port = free_port()

@@ -38,7 +38,8 @@ def test_the_example_shows_a_tenant_that_can_be_parsed() -> None:
 
 def test_every_key_of_the_example_is_explained() -> None:
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
-    explained = {"count", "kv_gib", "max_requests", "hosts", "first_port", "cores"}  # in [prefill]
+    # In [decode] as in [prefill].
+    explained = {"count", "ranks", "kv_gib", "max_requests", "hosts", "first_port", "cores"}
     for before, line in pairwise(lines):
         key = line.partition(" =")[0]
         if " = " in line and not line.startswith("#") and key not in explained:

@@ -214,3 +214,21 @@ def test_a_chance_failure_deserves_another_try() -> None:
     assert vitals.hopeless([circular]) is None
     assert vitals.last_error(["a", circular, "done"]) == circular
     assert vitals.last_error([]) == "it said nothing"
+
+
+def test_a_worker_of_several_ranks_spreads_its_kv_and_takes_as_many_gpus() -> None:
+    config = cluster.parse("[prefill]\nranks=2\nkv_gib=1\n[decode]\nranks=2\ncores=['0|1']")
+    machine = Machine("cuda", (0, 1), ("a", "b", "c", "d"))
+    command = decode.engine.command(config, settings(config, "decode"), machine, False)
+    assert flag(command.argv, "--tensor-parallel-size") == "2"
+    assert flag(command.argv, "--kv-cache-memory-bytes") == str(1 << 29)
+    assert command.env["CUDA_VISIBLE_DEVICES"] == "c,d"
+    on_cpu = decode.engine.command(config, settings(config, "decode"), CPU, False)
+    assert on_cpu.env["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
+
+
+def test_every_slice_of_a_worker_has_ports() -> None:
+    config = cluster.parse("[network]\nkind='tcp'\n[prefill]\ncount=2\n[decode]\nranks=2")
+    assert config.slices == 2
+    ships = [settings(config, "prefill", index).addresses.ship for index in range(2)]
+    assert [ship.rpartition(":")[2] for ship in ships] == ["7101", "7109"]

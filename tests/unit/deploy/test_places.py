@@ -29,6 +29,13 @@ def test_two_workers_on_two_cores_get_one_each() -> None:
     assert config.decode.cores == ("1",)
 
 
+def test_every_rank_has_cores_of_its_own() -> None:
+    machine = Machine("cpu", tuple(range(6)))
+    config = places.resolve(parsed("[prefill]\nranks = 2"), machine, HOMES)
+    assert config.prefill.cores == ("0,1|2,3",)
+    assert config.decode.cores == ("4,5",)
+
+
 def test_cores_in_the_file_are_kept() -> None:
     config = places.resolve(parsed("[decode]\ncores = ['4-7']"), TWO_CORES, HOMES)
     assert config.decode.cores == ("4-7",)

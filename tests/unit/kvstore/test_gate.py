@@ -30,7 +30,7 @@ class Link:
 
 
 def headers(
-    told: Sequence[Outcome | Begun], status: int = 200, now: float = 101.0
+    told: Sequence[Outcome | Begun], status: int = 200, now: float = 101.0, slices: int = 1
 ) -> dict[bytes, Any]:
     """The headers that the gate adds to the answer of TRANSFER."""
 
@@ -39,7 +39,7 @@ def headers(
 
     async def scenario() -> list[tuple[bytes, bytes]]:
         gate = Gate(app, clock=lambda: now)
-        gate._reports = Reports(cast("GateLink", Link(told)))
+        gate._reports = Reports(cast("GateLink", Link(told)), slices)
         sent: list[Any] = []
 
         async def send(event: Any) -> None:
@@ -74,3 +74,34 @@ def test_a_clock_that_seems_to_go_back_is_none_ago() -> None:
 def test_what_is_not_told_is_not_awaited_for_long(status: int) -> None:
     assert set(headers([OUTCOME], status)) == {OUTCOME_HEADER}
     assert headers([Begun(OTHER, 1.0, 2.0)], status) == {}
+
+
+FAILED = Outcome(TRANSFER, False, 0, 30, 300, 790.0, "deadline")
+
+
+def test_a_fetch_in_slices_is_told_when_all_of_them_have_ended() -> None:
+    told = headers([OUTCOME, BEGUN, FAILED, BEGUN], slices=2)
+    assert set(told) == {OUTCOME_HEADER, TIMES_HEADER}
+    outcome = told[OUTCOME_HEADER]
+    assert (outcome["shipped"], outcome["reason"]) == (False, "deadline")
+    assert (outcome["received_tokens"], outcome["received_bytes"]) == (30, 1200)
+    assert outcome["wait_ms"] == 790.0
+
+
+def test_slices_are_waited_for() -> None:
+    async def scenario() -> tuple[Outcome | None, Begun | None]:
+        link = Link([])
+        reports = Reports(cast("GateLink", link), 2)
+        waiting = asyncio.create_task(reports.of(TRANSFER, 30.0))
+        slices: list[list[Outcome | Begun]] = [[OUTCOME, BEGUN], [FAILED, BEGUN]]
+        for told in slices:
+            for _ in range(3):  # turns of the loop: enough for whoever waits to go on
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            link.told += told
+            reports._take()
+        return await waiting
+
+    outcome, begun = asyncio.run(scenario())
+    assert outcome is not None
+    assert (outcome.shipped, begun) == (False, BEGUN)

@@ -141,7 +141,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.scheduling = PrefillScheduling(
             cast("Any", self.tier), GROUPS, BLOCK, 30.0, self.holds, lambda: 0.0
         )
-        self.working = PrefillWorking(cast("Shipper", self.shipper), cast("Any", self.tier))
+        self.working = PrefillWorking([cast("Shipper", self.shipper)], cast("Any", self.tier))
         self.requests: dict[str, Request] = {}
         self.next_page = 1
         self.taken_back: set[int] = set()

@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from kvstore.tier import NoCopy, TierOp, TierResult
-from prefill.orders import Orders
+from kvstore.transfer import Prompt
+from prefill.orders import Opening, Orders, Supply
 from prefill.working import PrefillWorking
 
 
@@ -26,17 +27,37 @@ class Copies(NoCopy):
         return results
 
 
-class Idle:
-    """A shipper with nothing to ship."""
+class Slice:
+    """A shipper that settles when told."""
+
+    def __init__(self) -> None:
+        self.settled: list[bytes] = []
+        self.calls: list[str] = []
+
+    def open(self, *what: object) -> None:
+        self.calls.append("open")
+
+    def supply(self, *what: object) -> None:
+        self.calls.append("supply")
+
+    def withdraw(self, transfer: bytes) -> None:
+        self.calls.append("withdraw")
+
+    def close(self, transfer: bytes) -> None:
+        self.calls.append("close")
+
+    def fence(self) -> None:
+        return
 
     def take_settled(self, wait_seconds: float) -> list[bytes]:
-        return []
+        settled, self.settled = self.settled, []
+        return settled
 
 
 @pytest.mark.parametrize("outcomes", [(True, True), (True, False), (False, True), (False, False)])
 def test_a_load_is_over_with_its_last_part_and_fails_with_any(outcomes: tuple[bool, bool]) -> None:
     tier = Copies()
-    working = PrefillWorking(cast("Any", Idle()), tier)
+    working = PrefillWorking([cast("Any", Slice())], tier)
     ops = [TierOp(number, "r", [1], "s", 0, 1, [1]) for number in range(2)]
     working.before_forward(Orders(loads=ops))
     first, last = (
@@ -49,3 +70,27 @@ def test_a_load_is_over_with_its_last_part_and_fails_with_any(outcomes: tuple[bo
     assert reports.loaded == {"r"}
     assert reports.failed == (set() if all(outcomes) else {"r"})
     assert not working.reports().loaded
+
+
+def test_a_request_is_free_when_every_slice_of_it_has_settled() -> None:
+    slices = Slice(), Slice()
+    working = PrefillWorking(cast("Any", slices), NoCopy())
+    transfer = bytes(16)
+    opening = Opening(transfer, "r", Prompt("s", bytes(32), 1), 9.0)
+    supply = Supply(transfer, {(0, 0): 1})
+    orders = Orders(
+        withdrawals=[("r", transfer)],
+        openings=[opening],
+        supplies_before=[supply],
+        supplies_after=[supply],
+        closings=[transfer],
+        released=["r"],
+    )
+    working.before_forward(orders)
+    working.after_forward(orders)
+    for part in slices:
+        assert part.calls == ["withdraw", "open", "supply", "supply", "close"]
+    slices[1].settled = [transfer]
+    assert not working.reports().sent
+    slices[0].settled = [transfer]
+    assert working.reports().sent == {"r"}
