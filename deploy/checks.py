@@ -13,6 +13,7 @@ import psutil
 from kvstore.cluster import ClusterConfig
 from kvstore.errors import ConfigError
 from kvstore.messages import ROLES
+from kvstore.slices import PORTS, slices_of_rank
 
 GIB = 1 << 30
 ENGINE_GIB = 4.2
@@ -51,9 +52,8 @@ def require_ports(config: ClusterConfig) -> None:
             section = config.workers(role)
             for index in range(section.count):
                 host = section.hosts[index % len(section.hosts)]
-                for port in range(
-                    section.first_port + 4 * index, section.first_port + 4 * index + 3
-                ):
+                first = section.first_port + PORTS * config.slices * index
+                for port in range(first, first + PORTS * config.slices - 1):
                     require_free(host, port, f"{role}.first_port in the configuration")
 
 
@@ -95,6 +95,13 @@ def require_memory(config: ClusterConfig, on_gpu: bool, weight_bytes: int) -> No
             f"workers need about {needed:.1f} GiB, {available:.1f} GiB are available: "
             "lower kv_gib, dram.gib or the number of workers"
         )
+
+
+def require_heads(config: ClusterConfig, kv_heads: int) -> None:
+    """Raises ConfigError when the ranks cannot share out the model's KV heads (0: not known)."""
+    if kv_heads:
+        for role in ROLES:
+            slices_of_rank(kv_heads, config.slices, 0, config.workers(role).ranks)
 
 
 def require_shared_memory(config: ClusterConfig, folder: Path) -> None:

@@ -274,6 +274,8 @@ def _resolved(config: ClusterConfig, machine: Machine) -> ClusterConfig:
 def _with_model(config: ClusterConfig, say: Callable[[str], None]) -> ClusterConfig:
     cache = places.homes(os.environ, os.getuid()).cache
     path = models.prepare(config.model.path, cache, say)
+    if config.slices > 1 and not is_hub_id(path):
+        checks.require_heads(config, models.kv_heads(Path(path)))
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=path))
 
 

@@ -108,6 +108,16 @@ def weight_bytes(folder: Path) -> int:
     return 0
 
 
+def kv_heads(folder: Path) -> int:
+    """The KV heads of the model in ``folder``; 0 where its configuration does not say."""
+    described = json.loads((folder / "config.json").read_bytes())
+    for part in (described, described.get("text_config") or {}):
+        for key in ("num_key_value_heads", "num_attention_heads"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return 0
+
+
 def _built_in(name: str, folder: Path, tell: Callable[[str], None]) -> Path:
     built_in = BUILT_IN[name]
     if intact(folder, built_in.sha256):

@@ -113,3 +113,27 @@ def test_available_memory_respects_the_group_limit(
     assert checks.available_bytes() == 600_000
     (tmp_path / "memory.max").write_text("max\n")
     assert checks.available_bytes() > 600_000
+
+
+def test_ranks_that_cannot_share_the_heads_are_refused_before_anything_starts() -> None:
+    config = cluster.parse("[prefill]\nranks=2\n[decode]\nranks=2")
+    checks.require_heads(config, 2)
+    checks.require_heads(config, 0)
+    with pytest.raises(
+        ConfigError, match=r"3 KV heads cannot be cut into 2 slices.*prefill\.ranks"
+    ):
+        checks.require_heads(config, 3)
+
+
+def test_a_port_of_a_later_slice_names_its_key() -> None:
+    with taken_behind_two_free() as port:
+        text = "[network]\nkind='tcp'\n[proxy]\nport=0\n[dram]\nenabled=false\n[decode]\n"
+        config = cluster.parse(text + f"first_port={port - 6}\nranks=2\n[prefill]\nfirst_port=0")
+        with pytest.raises(ConfigError, match=rf"port {port} is in use.*decode\.first_port"):
+            checks.require_ports(config)
+
+
+def test_memory_needed_grows_with_ranks() -> None:
+    one = checks.needed_gib(ClusterConfig(), False, SMOLLM_BYTES)
+    two = checks.needed_gib(cluster.parse("[decode]\nranks=2"), False, SMOLLM_BYTES)
+    assert two == pytest.approx(one + checks.RANK_GIB)

@@ -70,6 +70,21 @@ def test_a_folder_without_config_or_weights_is_unsupported(tmp_path: Path) -> No
         models.prepare(str(folder), tmp_path, silent)
 
 
+@pytest.mark.parametrize(
+    ("described", "heads"),
+    [
+        ({"num_key_value_heads": 2, "num_attention_heads": 4}, 2),
+        ({"num_attention_heads": 4, "num_key_value_heads": None}, 4),
+        ({"text_config": {"num_key_value_heads": 1}}, 1),
+        ({"n_head": 12}, 0),
+    ],
+)
+def test_kv_heads_are_what_the_configuration_says(
+    described: dict[str, object], heads: int, tmp_path: Path
+) -> None:
+    assert models.kv_heads(model_at(tmp_path / "m", described)) == heads
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A built-in model called "toy" whose conversion copies its source; the conversions made."""
