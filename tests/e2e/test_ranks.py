@@ -40,7 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny-llama", tokenizer)
 
 
-@pytest.fixture(scope="module", params=[(2, 2), (2, 1), (1, 2)], ids=str)
+@pytest.fixture(scope="module", params=[(2, 2), (2, 1)], ids=str)
 def ranked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path
 ) -> Iterator[LiveCluster]:
