@@ -139,12 +139,17 @@ def _uri(room: Room, contender: Kvferry) -> str:
     return f"{contender.scheme}://{where}"
 
 
-def _setting(room: Room, contender: Kvferry) -> Setting:
-    ship = Ship(
+def ship_of(contender: Kvferry) -> Ship:
+    """What an operator would set for it."""
+    return Ship(
         bulk="encrypted" if contender.curve else "authenticated",
         digest="xxh3-128" if contender.digests else "none",
     )
-    return Setting(ship, load_or_create(room.folder / "state"), time.monotonic)
+
+
+def _setting(room: Room, contender: Kvferry) -> Setting:
+    credentials = load_or_create(room.folder / "state")
+    return Setting(ship_of(contender), credentials, time.monotonic)
 
 
 def _pages(room: Room) -> KVPages:

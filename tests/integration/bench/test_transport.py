@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -69,6 +70,19 @@ def test_every_contender_moves_every_byte_again_and_again(tmp_path: Path) -> Non
                 assert 0 < await pair.move(contender, case) < 10, contender.name
 
     with_pair(tmp_path, often)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_processes_are_bound_to_a_core_each_or_not_at_all(tmp_path: Path, bound: bool) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+
+    async def cores() -> list[list[int]]:
+        settings = PairSettings("pair", Path(sys.executable), HELD, bound)
+        async with Pair(settings, tmp_path) as pair:
+            return [child.family()[0].cpu_affinity() for child in pair.children]
+
+    expected = [allowed[:1], allowed[-1:]] if bound else [allowed, allowed]
+    assert asyncio.run(cores()) == expected
 
 
 def test_what_is_not_moved_is_found(tmp_path: Path) -> None:

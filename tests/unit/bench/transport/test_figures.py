@@ -170,22 +170,18 @@ def test_metrics_have_the_ends_of_intervals_where_there_are_any() -> None:
 def test_text_and_page_have_every_ratio_and_every_size() -> None:
     shared_out = Figure(Kvferry("shm"), Case(1000, "random", 100))
     random = [Figure(Kvferry("shm"), Case(size, "random")) for size in (4, 16)]
-    rows = [row(figure, steady(0.001)) for figure in (OURS, LIMIT, shared_out, *random)]
+    switched = [Figure(Kvferry("shm", digests=True), one.case) for one in random]
+    figures = (OURS, LIMIT, shared_out, *random, *switched)
+    rows = [row(figure, steady(0.001)) for figure in figures]
     judgements = [KEPT, SHORT]
     found = report.document(judgements, rows, "told", report.verdict(judgements, Taken()))
     text = render_text(found)
-    for word in (
-        "enough",
-        "little",
-        "kept",
-        "short",
-        "TRANSFERS AT ONCE",
-        "1 MiB",
-        "62.5 MiB",
-        "memcpy",
-        "1.05",
-    ):
+    told = ("enough", "2.00 to 2.00", "kept", "short", "TRANSFERS AT ONCE")
+    for word in (*told, "1 MiB", "62.5 MiB", "memcpy", "1.05"):
         assert word in text, word
     page = render_page(found)
     assert "Throughput over size" in page
-    assert page.count("<svg") == 2
+    plots = page[page.index("Throughput over size") :]
+    assert plots.count("<svg") == 2
+    assert "shm, digests" in page
+    assert "shm, digests" not in plots
