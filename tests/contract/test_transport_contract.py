@@ -257,12 +257,16 @@ def descriptors_open() -> int:
 def test_closing_leaves_no_thread_no_descriptor_and_no_file(
     open_pair: Open, place: Place, weather: Faults | None
 ) -> None:
+    """Also after a transfer so large that a second thread helps to read it."""
+    large = layout_of(4, 32 << 10, 1)
     open_pair(faults=weather).close()  # what a process keeps from its first use on
     threads, descriptors = set(threading.enumerate()), descriptors_open()
-    pair = open_pair(faults=weather)
-    errand = pair.errands.make(2, WHOLE, 2)
+    pair = open_pair(large, faults=weather)
+    errand = pair.errands.make(16, (0,), 16)
     pair.ask(errand)
-    pair.round_trip()
+    pair.open(errand)
+    pair.supply(errand)
+    complete(pair, errand)
     pair.close()
     until(lambda: set(threading.enumerate()) <= threads)
     until(lambda: descriptors_open() <= descriptors)

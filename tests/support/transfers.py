@@ -66,12 +66,18 @@ class Errand:
         )
         return Reservation(self.transfer, peer, generation, self.first, ids, deadline)
 
-    def ready(self, layout: KVLayout, key: bytes, carriage: Carriage = "frames") -> Ready:
-        """Signed with ``key``."""
+    def ready(
+        self,
+        layout: KVLayout,
+        key: bytes,
+        carriage: Carriage = "frames",
+        generation: str = GENERATION,
+    ) -> Ready:
+        """Signed with ``key``, for the sender's ``generation``."""
         unsigned = Ready(
             version=PROTOCOL_VERSION,
             transfer=self.transfer,
-            sender_generation=GENERATION,
+            sender_generation=generation,
             receiver="decode-0",
             receiver_generation="r",
             fingerprint=layout.fingerprint,
