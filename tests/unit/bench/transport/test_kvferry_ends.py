@@ -28,8 +28,11 @@ def test_what_is_switched_on_is_set(digests: bool, curve: bool, set_to: tuple[st
     assert (ship.digest, ship.bulk) == set_to
 
 
+@pytest.mark.parametrize(
+    ("told", "failure"), [(True, "deadline: "), (False, "2 transfers did not end")]
+)
 def test_what_never_comes_is_a_failure_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool, failure: str
 ) -> None:
     monkeypatch.setattr(kvferry, "MOVE_SECONDS", 0.05)
     tmp_path.chmod(0o700)
@@ -37,7 +40,9 @@ def test_what_never_comes_is_a_failure_in_time(
     try:
         receiver.meet(f"zmq+ipc://{tmp_path}/nobody")
         receiver.arm(Case(2, transfers=2))
-        with pytest.raises(TransportFailed, match="128 KiB contiguous, 2 transfers: "):
+        if not told:
+            monkeypatch.setattr(receiver._fetcher, "take_ended", lambda wait: [])
+        with pytest.raises(TransportFailed, match=f"128 KiB contiguous, 2 transfers: {failure}"):
             receiver.move(Case(2, transfers=2))
     finally:
         receiver.close()
