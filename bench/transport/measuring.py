@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.noise import CpuWatch
 from bench.processes import Child
 from bench.transport.contender import Contender, Mooncake, Nixl
-from bench.transport.ends.end import TransportFailed
+from bench.transport.ends.end import ADVICE, TransportFailed
 from bench.transport.figures import Taken
 from bench.transport.goals import Figure
 from bench.transport.pair import Pair, PairSettings
@@ -19,8 +19,6 @@ from bench.transport.plan import PEER_LARGEST, Plan
 
 Say = Callable[[str], None]
 """Given one line of progress at a time."""
-
-ADVICE = "run `make peers`"
 
 
 def peer_interpreter() -> Path:

@@ -28,7 +28,7 @@ from bench.transport.contender import (
     RawSocket,
 )
 from bench.transport.content import Pages
-from bench.transport.ends.end import Bystander, End, Room, TransportFailed
+from bench.transport.ends.end import ADVICE, Bystander, End, Room, TransportFailed
 from kvstore.errors import KvferryError
 
 
@@ -126,7 +126,8 @@ class Process:
             ends = nixl.NixlSender, nixl.NixlReceiver
             return ends[self._side == "receiver"](self._room), nixl.version()
         except ImportError as error:
-            raise TransportFailed(f"{contender.name} cannot be loaded: {error}") from None
+            told = f"{contender.name} cannot be loaded ({error}): {ADVICE}"
+            raise TransportFailed(told) from None
 
 
 def serve(conductor: socket.socket, process: Process) -> None:

@@ -15,6 +15,9 @@ from bench.transport.frames import Moved
 MOVE_SECONDS = 60.0
 """The longest that one case may take."""
 
+ADVICE = "run `make peers`"
+"""Where a peer is not installed."""
+
 
 class TransportFailed(BenchError):
     """A contender could not be measured; the message says which, and why."""
