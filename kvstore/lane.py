@@ -19,7 +19,7 @@ shipment somebody wants to send begins the next epoch; what still arrives of an 
 effect. Sequence numbers count from zero in every epoch, and a shipment's place in the staging ring
 of ``window`` slots is its number modulo ``window``: the slot is free again when it is taken.
 
-A lane lives as long as both workers' generations. The control channel keeps order; when it breaks,
+A lane lives as long as the control channel it is agreed on, which keeps order; when that breaks,
 ``peer_lost`` ends the epoch on both sides, and nothing sent before arrives after.
 
 Nothing here authenticates: messages come over the control channel, which does. The communicator's
@@ -29,63 +29,15 @@ own connections are protected by the private network alone.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Generic, Literal, TypeVar
+
+from kvstore.messages import Blocks, Broken, Rendezvous, Shipment, Taken
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 16.0
 """Seconds after a loss until the next epoch may begin; doubled with every epoch that moved none."""
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    """Build the communicator of this epoch; whatever was before is over."""
-
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One thing a rank tells the other while they build a communicator."""
-
-    epoch: int
-    key: str
-    value: bytes
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """Shipment ``sequence`` of an epoch: blocks ``first …`` of a transfer's KV group.
-
-    One digest for each block, which the receiver checks before it places any.
-    """
-
-    epoch: int
-    sequence: int
-    transfer: bytes
-    group: int
-    first: int
-    digests: tuple[bytes, ...]
-
-    @property
-    def count(self) -> int:
-        """How many blocks."""
-        return len(self.digests)
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Shipment ``sequence`` is out of the receiver's staging ring."""
-
-    epoch: int
-    sequence: int
-
-
-@dataclass(frozen=True)
-class Broken:
-    """This epoch's communicator is over."""
-
-    epoch: int
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -195,23 +147,27 @@ class _Lane(Generic[Said]):
 
     def _end(self, now: float) -> None:
         self._commands.append(Abort(self.epoch))
-        self._failed.extend(dict.fromkeys(shipment.transfer for shipment in self._on_way.values()))
+        self._failed.extend(dict.fromkeys(one.blocks.transfer for one in self._on_way.values()))
         self._on_way.clear()
         self.state, self._until = "closed", None
 
 
 class SenderLane(_Lane[Rendezvous | Shipment]):
-    """The end that decides the order."""
+    """The end that decides the order. ``epochs``: numbers for them, each greater than all before.
 
-    def __init__(self, limits: Limits) -> None:
+    Lanes to one receiver that follow one another take theirs from the same iterator.
+    """
+
+    def __init__(self, limits: Limits, epochs: Iterator[int] | None = None) -> None:
         super().__init__(limits)
+        self._epochs = count(1) if epochs is None else epochs
         self._pause = FIRST_PAUSE
         self._not_before = 0.0
 
     def want(self, now: float) -> None:
         """There is something to send: begin an epoch, unless there is one or it is too soon."""
         if self.state == "closed" and now >= self._not_before:
-            self._begin(self.epoch + 1, now)
+            self._begin(next(self._epochs), now)
             self._outgoing.append(Rendezvous(self.epoch))
 
     def slot(self) -> int | None:
@@ -220,13 +176,11 @@ class SenderLane(_Lane[Rendezvous | Shipment]):
             return None
         return self._next % self._limits.window
 
-    def ship(
-        self, transfer: bytes, group: int, first: int, digests: tuple[bytes, ...], now: float
-    ) -> None:
-        """These blocks lie in ``slot()`` and go next. Raises ValueError where none may go."""
+    def ship(self, blocks: Blocks, now: float) -> None:
+        """These lie in ``slot()`` and go next. Raises ValueError where none may go."""
         if self.slot() is None:
             raise ValueError("no shipment may go now")
-        shipment = Shipment(self.epoch, self._next, transfer, group, first, digests)
+        shipment = Shipment(self.epoch, self._next, blocks)
         self._next += 1
         if not self._on_way:
             self._until = now + self._limits.move_seconds
@@ -257,6 +211,7 @@ class ReceiverLane(_Lane[Taken]):
     def __init__(self, limits: Limits, most_blocks: int) -> None:
         super().__init__(limits)
         self._most_blocks = most_blocks
+        self._out_of_ring: set[int] = set()
 
     def on_rendezvous(self, message: Rendezvous, now: float) -> None:
         """The sender begins an epoch; what was before is over."""
@@ -272,8 +227,8 @@ class ReceiverLane(_Lane[Taken]):
             return
         if message.sequence != self._next or len(self._on_way) >= self._limits.window:
             self.lost(self.epoch, f"shipment {message.sequence} is out of order", now)
-        elif not 1 <= message.count <= self._most_blocks:
-            self.lost(self.epoch, f"a shipment of {message.count} blocks", now)
+        elif len(message.blocks.digests) > self._most_blocks:
+            self.lost(self.epoch, f"a shipment of {len(message.blocks.digests)} blocks", now)
         else:
             self._next += 1
             self._on_way[message.sequence] = message
@@ -281,8 +236,19 @@ class ReceiverLane(_Lane[Taken]):
             if self.state == "open" and len(self._on_way) == 1:
                 self._expect(now)
 
-    def moved(self, epoch: int, sequence: int, now: float) -> None:
-        """The oldest shipment's bytes have left the staging ring."""
-        if epoch == self.epoch and self._on_way.pop(sequence, None) is not None:
-            self._outgoing.append(Taken(epoch, sequence))
+    def taken(self, epoch: int, sequence: int, now: float) -> None:
+        """This shipment's bytes have left the staging ring; the sender hears of it in order."""
+        if epoch != self.epoch or sequence not in self._on_way:
+            return
+        self._out_of_ring.add(sequence)
+        for oldest in list(self._on_way):
+            if oldest not in self._out_of_ring:
+                break
+            self._out_of_ring.remove(oldest)
+            del self._on_way[oldest]
+            self._outgoing.append(Taken(epoch, oldest))
             self._expect(now)
+
+    def _end(self, now: float) -> None:
+        super()._end(now)
+        self._out_of_ring.clear()

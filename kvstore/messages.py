@@ -6,9 +6,9 @@ Version history of the protocol
         counts from the request's arrival in the engine; decode tickets come in two kinds
     3   blocks belong to a KV group; a receiver says how far it wants them and how they are to be
         carried: read from the sender's memory on one host, by a plain bulk connection across them
-        (``Hello``, ``Welcome``)
+        (``Hello``, ``Welcome``), by a lane between GPUs (``Rendezvous`` to ``Broken``)
 
-Two conversations:
+Three conversations:
 
 *Shipping*, decode worker (dials) to prefill worker (listens), one transfer at a time in order::
 
@@ -20,6 +20,15 @@ Two conversations:
       Received* ───────────────────────────▶        opens the sender's window again
       ◀─────────────────────────────── Failed       at any time instead of the rest
       Cancel ──────────────────────────────▶        at any time: stop sending
+
+*A lane*, within that conversation, where blocks go by a communicator (:mod:`kvstore.lane`)::
+
+    decode                                prefill
+      ◀───────────────────────── Rendezvous       both build the communicator of this epoch
+      ◀────────────────────────────── Entry* ▶    what each must know of the other to do so
+      ◀─────────────────────────── Shipment*      blocks whose bytes the communicator brings
+      Taken* ──────────────────────────────▶      opens the lane again
+      ◀───────────────────────────── Broken ─▶    this communicator is over
 
 *Feed*, proxy (dials) to a worker's relay (listens)::
 
@@ -66,11 +75,14 @@ Role = Literal["prefill", "decode"]
 ROLES: tuple[Role, Role] = ("prefill", "decode")
 DigestName = Literal["xxh3-128", "none"]
 Tier = Literal["gpu", "dram"]
-Carriage = Literal["frames", "bulk", "pages"]
-"""In a message's second frame; in one on a plain connection beside; read where the sender has them.
+Carriage = Literal["frames", "bulk", "pages", "lane"]
+"""In a message's second frame; in one on a plain connection beside; read where the sender has them;
+by a communicator.
 """
 
 CARRIAGES: tuple[Carriage, ...] = get_args(Carriage)
+LaneKind = Literal["nccl", "gloo"]
+"""What a lane's communicator is: between GPUs, or between processes' host memory."""
 
 WorkerState = Literal["starting", "ready", "draining"]
 FailReason = Literal[
@@ -105,14 +117,17 @@ class Hello(Message, frozen=True, tag=True):
 class Welcome(Message, frozen=True, tag=True):
     """How else than in frames a prefill worker's blocks may be had.
 
-    ``bulk``: where it takes plain connections, if it does. On the same host its process ``pid`` may
-    be read (if that is not 0): the page of (layer, block) is ``page_bytes`` long and at ``base +
-    layer * layer_step + block * block_step``, and who finds ``probe`` at ``probe_at`` reads the
-    right process.
+    ``bulk``: where it takes plain connections, if it does. ``lane``: the communicator it builds, if
+    any, from its ``device`` (the GPU's UUID, "" for host memory). On the same host its process
+    ``pid`` may be read (if that is not 0): the page of (layer, block) is ``page_bytes`` long and at
+    ``base + layer * layer_step + block * block_step``, and who finds ``probe`` at ``probe_at``
+    reads the right process.
     """
 
     version: Count
     bulk: Uri = ""
+    lane: LaneKind | None = None
+    device: Annotated[str, msgspec.Meta(max_length=128)] = ""
     pid: Count = 0
     base: Address = 0
     layer_step: Address = 0
@@ -152,7 +167,8 @@ class Ready(Message, frozen=True, tag=True):
 class Blocks(Message, frozen=True, tag=True):
     """Blocks ``first, first + 1, …`` of a transfer's KV group, with one digest each.
 
-    Their bytes are in the next frame, or in the sender's ``pages`` (its block ids).
+    Their bytes are in the next frame, or in the sender's ``pages`` (its block ids), or come by a
+    lane (``Shipment``).
     """
 
     transfer: Transfer
@@ -161,6 +177,42 @@ class Blocks(Message, frozen=True, tag=True):
     first: Count
     digests: Annotated[tuple[Digest16, ...], msgspec.Meta(min_length=1, max_length=4096)]
     pages: Annotated[tuple[Count, ...], msgspec.Meta(max_length=4096)] = ()
+
+
+class Rendezvous(Message, frozen=True, tag=True):
+    """Build the communicator of this epoch; whatever was before is over."""
+
+    epoch: Count
+
+
+class Entry(Message, frozen=True, tag=True):
+    """One thing a rank tells the other while they build a communicator."""
+
+    epoch: Count
+    key: Annotated[str, msgspec.Meta(max_length=512)]
+    value: Annotated[bytes, msgspec.Meta(max_length=64 << 10)]
+
+
+class Shipment(Message, frozen=True, tag=True):
+    """Shipment ``sequence`` of an epoch: the communicator brings the bytes of ``blocks``."""
+
+    epoch: Count
+    sequence: Count
+    blocks: Blocks
+
+
+class Taken(Message, frozen=True, tag=True):
+    """Shipment ``sequence`` is out of the receiver's staging ring."""
+
+    epoch: Count
+    sequence: Count
+
+
+class Broken(Message, frozen=True, tag=True):
+    """This epoch's communicator is over."""
+
+    epoch: Count
+    detail: Detail
 
 
 class Received(Message, frozen=True, tag=True):
@@ -278,7 +330,8 @@ class Abandon(Message, frozen=True, tag=True):
     transfer: Transfer
 
 
-ShipMessage = Hello | Welcome | Ready | Blocks | Received | Failed | Cancel
+LaneMessage = Rendezvous | Entry | Shipment | Taken | Broken
+ShipMessage = Hello | Welcome | Ready | Blocks | Received | Failed | Cancel | LaneMessage
 FeedMessage = Subscribe | Announce | Snapshot | Delta
 GateMessage = Outcome | Begun | Abandon
 AnyMessage = ShipMessage | FeedMessage | GateMessage

@@ -6,7 +6,7 @@ arrives, then ``turn``, which returns what is to be sent; ``wake`` tells it from
 a turn is due.
 
 A thread and a staging ring live as long as their epoch. An epoch that is over is aborted at once,
-and nothing of it is placed afterwards, but a library that cannot be interrupted keeps its thread
+and nothing of it arrives afterwards, but a library that cannot be interrupted keeps its thread
 and ring until its own time is over: gloo for ``move_seconds`` at most, NCCL, while it connects,
 until it gives up by itself. While ``LINGERING`` epochs have not let go, none is begun: whatever
 the other end asks for, memory is bounded by that many staging rings and one.
@@ -18,25 +18,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 
-from kvstore.lane import (
-    Abort,
-    Broken,
-    Build,
-    Entry,
-    Limits,
-    Move,
-    ReceiverLane,
-    Rendezvous,
-    SenderLane,
-    Shipment,
-    Taken,
-)
+from kvstore.lane import Abort, Build, Limits, Move, ReceiverLane, SenderLane
+from kvstore.messages import Blocks, Broken, Entry, Rendezvous, Shipment, Taken
 from kvstore.transport.communicator import (
     Communicator,
     ControlStore,
@@ -77,9 +66,16 @@ class _Built:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """A shipment whose bytes lie in the staging ring, in ``run``, until it is ``taken``."""
+
+    shipment: Shipment
+    run: torch.Tensor
+
+
+@dataclass(frozen=True)
 class _Moved:
-    epoch: int
-    sequence: int
+    arrival: Arrival
 
 
 @dataclass(frozen=True)
@@ -93,19 +89,15 @@ _Event = _Built | _Moved | _Lost | Entry
 
 @dataclass(frozen=True)
 class _Work:
-    """What a mover does as sender (rank 0) or receiver (rank 1)."""
+    """What a mover does with runs as sender (rank 0) or receiver (rank 1)."""
 
     name: str
     rank: int
     begin: Callable[[Communicator, torch.Tensor], Pending]
-    finish: Callable[[Shipment, torch.Tensor], None]
 
 
 class _Mover:
-    """One epoch's communicator and staging ring, and the thread that drives them.
-
-    ``begin`` hands a shipment's run to the communicator, ``finish`` has it when that is done.
-    """
+    """One epoch's communicator and staging ring, and the thread that drives them."""
 
     def __init__(self, epoch: int, bed: Bed, work: _Work, tell: Callable[[_Event], None]) -> None:
         self.ring = [
@@ -135,7 +127,7 @@ class _Mover:
         self._shipments.put_nowait(shipment)
 
     def abort(self) -> None:
-        """End it. At most the shipment that is being finished right now will be."""
+        """End it. Nothing more is moved."""
         self._over.set()
         self.store.close()
         self._shipments.put_nowait(None)  # ends the wait for the next shipment
@@ -150,7 +142,7 @@ class _Mover:
     def run_of(self, shipment: Shipment) -> torch.Tensor:
         """Where this shipment's bytes are in the staging ring."""
         slot = self.ring[shipment.sequence % self._bed.limits.window]
-        return slot[: shipment.count * self._bed.block_bytes]
+        return slot[: len(shipment.blocks.digests) * self._bed.block_bytes]
 
     def _run(self) -> None:
         try:
@@ -174,8 +166,7 @@ class _Mover:
                 shipment, pending = under_way.popleft()
                 pending.wait(time.monotonic() + self._bed.limits.move_seconds)
                 if not self._over.is_set():
-                    self._work.finish(shipment, self.run_of(shipment))
-                    self._tell(_Moved(self._epoch, shipment.sequence))
+                    self._tell(_Moved(Arrival(shipment, self.run_of(shipment))))
 
     def _next(self, *, wait: bool) -> Shipment | None:
         try:
@@ -215,6 +206,11 @@ class _LaneEnd(Generic[Lane]):
         self._lane.peer_lost(now)
         self._obey()
 
+    def gone(self) -> bool:
+        """Whether no epoch holds a thread and a ring, or is being built."""
+        self._lingering = [mover for mover in self._lingering if not mover.join(0.0)]
+        return self._mover is None and not self._lingering
+
     def close(self, seconds: float = 5.0) -> None:
         """End the epoch, if there is one, and the threads; the other end is not told."""
         self.peer_lost(0.0)
@@ -239,13 +235,13 @@ class _LaneEnd(Generic[Lane]):
                 case _Built():
                     self._lane.built(event.epoch, now)
                 case _Moved():
-                    self._moved(event, now)
+                    self._moved(event.arrival)
                 case _Lost():
                     self._lane.lost(event.epoch, event.detail, now)
         self._lane.expire(now)
         return entries
 
-    def _moved(self, event: _Moved, now: float) -> None:
+    def _moved(self, arrival: Arrival) -> None:
         """A shipment has left this end's part of the communicator."""
 
     def _obey(self) -> None:
@@ -261,8 +257,7 @@ class _LaneEnd(Generic[Lane]):
                     self._mover = None
 
     def _build(self, epoch: int) -> None:
-        self._lingering = [mover for mover in self._lingering if not mover.join(0.0)]
-        if len(self._lingering) >= LINGERING:
+        if not self.gone() and len(self._lingering) >= LINGERING:
             self._tell(_Lost(epoch, f"{len(self._lingering)} earlier epochs have not let go"))
             return
         self._mover = _Mover(epoch, self._bed, self._work, self._tell)
@@ -274,11 +269,13 @@ class _LaneEnd(Generic[Lane]):
 
 
 class LaneSender(_LaneEnd[SenderLane]):
-    """The prefill worker's end of one lane."""
+    """The prefill worker's end of one lane. ``epochs``: see :class:`kvstore.lane.SenderLane`."""
 
-    def __init__(self, bed: Bed, wake: Callable[[], None]) -> None:
-        work = _Work("send", 0, lambda communicator, run: communicator.send(run), _nothing)
-        super().__init__(SenderLane(bed.limits), bed, work, wake)
+    def __init__(
+        self, bed: Bed, wake: Callable[[], None], epochs: Iterator[int] | None = None
+    ) -> None:
+        work = _Work("send", 0, lambda communicator, run: communicator.send(run))
+        super().__init__(SenderLane(bed.limits, epochs), bed, work, wake)
 
     def on_message(self, message: Taken | Broken | Entry, now: float) -> None:
         """What the receiver says."""
@@ -301,14 +298,9 @@ class LaneSender(_LaneEnd[SenderLane]):
         slot = self._lane.slot()
         return None if slot is None or self._mover is None else self._mover.ring[slot]
 
-    def send(
-        self, transfer: bytes, group: int, first: int, digests: tuple[bytes, ...], now: float
-    ) -> None:
-        """Blocks ``first …`` of a transfer's group lie in ``slot()``: send them after all before.
-
-        Raises ValueError where there is no slot.
-        """
-        self._lane.ship(transfer, group, first, digests, now)
+    def send(self, blocks: Blocks, now: float) -> None:
+        """These lie in ``slot()``: send them after all before. Raises ValueError without a slot."""
+        self._lane.ship(blocks, now)
         self._obey()
 
     def turn(self, now: float) -> list[Rendezvous | Shipment | Broken | Entry]:
@@ -321,16 +313,26 @@ class LaneSender(_LaneEnd[SenderLane]):
 class LaneReceiver(_LaneEnd[ReceiverLane]):
     """The decode worker's end of one lane.
 
-    ``place`` has every shipment in order, from a thread of ours: it checks the digests, and that
-    the transfer still wants these blocks, and copies them out of the run, under the lock that its
-    abort takes. What it raises ends the epoch.
+    Whoever owns it takes every arrival with ``receive``, places it or not, and then says ``taken``.
     """
 
-    def __init__(
-        self, bed: Bed, place: Callable[[Shipment, torch.Tensor], None], wake: Callable[[], None]
-    ) -> None:
-        work = _Work("receive", 1, lambda communicator, run: communicator.receive(run), place)
+    def __init__(self, bed: Bed, wake: Callable[[], None]) -> None:
+        work = _Work("receive", 1, lambda communicator, run: communicator.receive(run))
         super().__init__(ReceiverLane(bed.limits, bed.slot_blocks), bed, work, wake)
+        # Bounded by the window: what has not been taken is on the way.
+        self._arrivals: deque[Arrival] = deque()
+
+    def receive(self) -> Arrival | None:
+        """The next shipment that has come in the epoch that stands; None when there is none."""
+        while self._arrivals:
+            arrival = self._arrivals.popleft()
+            if arrival.shipment.epoch == self._lane.epoch and self._lane.state == "open":
+                return arrival
+        return None
+
+    def taken(self, shipment: Shipment, now: float) -> None:
+        """Its run is no longer read. May be said again."""
+        self._lane.taken(shipment.epoch, shipment.sequence, now)
 
     def on_message(self, message: Rendezvous | Shipment | Broken | Entry, now: float) -> None:
         """What the sender says."""
@@ -351,9 +353,5 @@ class LaneReceiver(_LaneEnd[ReceiverLane]):
         self._obey()
         return [*self._lane.take_outgoing(), *entries]
 
-    def _moved(self, event: _Moved, now: float) -> None:
-        self._lane.moved(event.epoch, event.sequence, now)
-
-
-def _nothing(_shipment: Shipment, _run: torch.Tensor) -> None:
-    """A sent run needs no more care: its slot is free when the receiver has taken it."""
+    def _moved(self, arrival: Arrival) -> None:
+        self._arrivals.append(arrival)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kvstore.device_pages import LayerPages
-from kvstore.lane import Broken, Limits
+from kvstore.lane import Limits
+from kvstore.messages import Broken
 from tests.support.lane_peer import BLOCKS, SLOT_BLOCKS, Peer, Placed, over_gloo, pages
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16

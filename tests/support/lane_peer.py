@@ -17,8 +17,9 @@ import torch
 
 from kvstore.device_digest import block_digests
 from kvstore.device_pages import LayerPages
-from kvstore.lane import Broken, Limits, Shipment
-from kvstore.transport.collective import Bed, LaneReceiver, LaneSender
+from kvstore.lane import Limits
+from kvstore.messages import Blocks, Broken
+from kvstore.transport.collective import Arrival, Bed, LaneReceiver, LaneSender
 from kvstore.transport.communicator import (
     Communicator,
     ControlStore,
@@ -87,14 +88,16 @@ def receive(pipe: Connection[Any, Any], bed: Bed) -> None:
     into = pages(seed=0, device=bed.device.type)
     target = LayerPages(into)
 
-    def place(shipment: Shipment, run: torch.Tensor) -> None:
-        assert block_digests(run, LAYERS * PAGE) == shipment.digests
-        target.scatter_device(range(shipment.first, shipment.first + shipment.count), run)
+    def place(arrival: Arrival) -> None:
+        blocks = arrival.shipment.blocks
+        assert block_digests(arrival.run, LAYERS * PAGE) == blocks.digests
+        count = len(blocks.digests)
+        target.scatter_device(range(blocks.first, blocks.first + count), arrival.run)
         finish(bed.device)
-        said.append(Placed(shipment.transfer, shipment.first, shipment.count))
+        said.append(Placed(blocks.transfer, blocks.first, count))
 
     said: list[Placed] = []
-    end = LaneReceiver(bed, place, wake=lambda: None)
+    end = LaneReceiver(bed, wake=lambda: None)
     while True:
         try:
             while pipe.poll(_TURN_SECONDS):
@@ -104,6 +107,9 @@ def receive(pipe: Connection[Any, Any], bed: Bed) -> None:
                 else:
                     end.on_message(message, time.monotonic())
                 break
+            while arrival := end.receive():
+                place(arrival)
+                end.taken(arrival.shipment, time.monotonic())
             for answer in end.turn(time.monotonic()):
                 pipe.send(answer)
             while said:
@@ -187,7 +193,7 @@ class Peer:
         run = self.slot()[: count * source.block_bytes]
         source.gather_device(range(first, first + count), run)
         digests = block_digests(run, source.block_bytes)
-        self.end.send(transfer, 0, first, digests, time.monotonic())
+        self.end.send(Blocks(transfer, "gen", 0, first, digests), time.monotonic())
 
     def pages_there(self) -> list[torch.Tensor]:
         """What the receiver's pages hold now."""
