@@ -151,16 +151,18 @@ def test_an_interpreter_without_the_packages_leaves_peers_out() -> None:
 
 
 def test_a_package_that_does_not_load_is_told_with_advice(tmp_path: Path) -> None:
-    broken = tmp_path / "mooncake"
-    broken.mkdir()
-    (broken / "__init__.py").write_text("raise ImportError('no libibverbs.so.1')\n")
+    for package in ("mooncake", "nixl"):
+        broken = tmp_path / package
+        broken.mkdir()
+        (broken / "__init__.py").write_text("raise ImportError('no libibverbs.so.1')\n")
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}:$PYTHONPATH exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     plan = Plan(schemes=(), rounds=1, largest=1 << 16)
     taken = asyncio.run(measure(plan, lambda line: None, peers=python))
-    told = f"Mooncake cannot be loaded (no libibverbs.so.1): {ADVICE}"
-    assert taken.missing[Mooncake()].endswith(told)
+    for peer in (Mooncake(), Nixl()):
+        told = f"{peer.name} cannot be loaded (no libibverbs.so.1): {ADVICE}"
+        assert taken.missing[peer].endswith(told)
 
 
 def test_the_command_writes_its_table_its_page_and_its_metrics(
