@@ -254,20 +254,23 @@ def descriptors_open() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_closing_leaves_no_thread_no_descriptor_and_no_file(
-    open_pair: Open, place: Place, weather: Faults | None
-) -> None:
-    """Also after a transfer so large that a second thread helps to read it."""
-    large = layout_of(4, 32 << 10, 1)
-    open_pair(faults=weather).close()  # what a process keeps from its first use on
-    threads, descriptors = set(threading.enumerate()), descriptors_open()
-    pair = open_pair(large, faults=weather)
+def use_and_close(open_pair: Open, weather: Faults | None) -> None:
+    """With a transfer so large that a second thread helps to read it."""
+    pair = open_pair(layout_of(4, 32 << 10, 1), faults=weather)
     errand = pair.errands.make(16, (0,), 16)
     pair.ask(errand)
     pair.open(errand)
     pair.supply(errand)
     complete(pair, errand)
     pair.close()
+
+
+def test_closing_leaves_no_thread_no_descriptor_and_no_file(
+    open_pair: Open, place: Place, weather: Faults | None
+) -> None:
+    use_and_close(open_pair, weather)  # what a process keeps from its first use on
+    threads, descriptors = set(threading.enumerate()), descriptors_open()
+    use_and_close(open_pair, weather)
     until(lambda: set(threading.enumerate()) <= threads)
     until(lambda: descriptors_open() <= descriptors)
     assert list(place.folder.iterdir()) == []

@@ -15,7 +15,18 @@ from kvstore.codec import encode
 from kvstore.messages import Blocks, Cancel, Received, ShipMessage
 from kvstore.transport.digests import Keyed, Xxh3
 from tests.contract.test_wire_golden import SAMPLES
-from tests.fuzz.target import BLOCKS, BULK, CODEC, CONTROL, KEY, LAYOUT, SENDER, errand, pack
+from tests.fuzz.target import (
+    BLOCKS,
+    BULK,
+    CODEC,
+    CONTROL,
+    KEY,
+    LAYOUT,
+    SENDER,
+    UNDER_WAY,
+    errand,
+    pack,
+)
 from tests.support.transfers import GENERATION, Noise
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -53,8 +64,10 @@ def _of_the_transfer() -> Iterator[tuple[str, bytes]]:
     ready = wanted.ready(LAYOUT, bytes(32))
     yield "ready-forged", pack(SENDER, encode(ready))
     yield "ready-signed", pack(SENDER, encode(wanted.ready(LAYOUT, KEY)))
-    yield "received", pack(SENDER, encode(Received(transfer, 0, 2)))
-    yield "cancel", pack(SENDER, encode(Cancel(transfer)))
+    for group in range(3):
+        yield f"received-{group}", pack(UNDER_WAY, encode(Received(transfer, group, 2)))
+    yield "cancel", pack(UNDER_WAY, encode(Cancel(transfer)))
+    yield "ready-again", pack(UNDER_WAY, encode(wanted.ready(LAYOUT, KEY)))
 
 
 def main() -> None:

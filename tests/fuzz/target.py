@@ -15,14 +15,14 @@ from kvstore.cluster import Ship
 from kvstore.codec import decode, encode, well_formed
 from kvstore.credentials import Credentials
 from kvstore.errors import WireError
-from kvstore.messages import CARRIAGES, AnyMessage, Blocks, Cancel, Ready, Received, ShipMessage
+from kvstore.messages import CARRIAGES, AnyMessage, Blocks, Cancel, Ready, Received
 from kvstore.receiving import ReceiverCore
 from kvstore.sending import SenderCore
 from kvstore.transport.ends import FromSender
 from kvstore.transport.zeromq_receiving import ZmqReceivingEnd
 from tests.support.transfers import GENERATION, Errand, Errands, Noise, layout_of
 
-CODEC, CONTROL, BULK, SENDER = DOORS = range(4)
+CODEC, CONTROL, BULK, SENDER, UNDER_WAY = DOORS = range(5)
 BLOCKS = 16
 LAYOUT = layout_of(2, 16, 2)
 KEY = b"k" * 32
@@ -65,8 +65,8 @@ class Target:
         door, frames = unpack(data)
         if door == CODEC:
             self._codec(frames[0])
-        elif door == SENDER:
-            self._sender(frames[0])
+        elif door in {SENDER, UNDER_WAY}:
+            self._sender(frames[0], under_way=door == UNDER_WAY)
         else:
             self._receiver(door, frames)
 
@@ -108,11 +108,13 @@ class Target:
         else:
             core.corrupt(placement, placement.first + damaged, 0.0)
 
-    def _sender(self, frame: bytes) -> None:
+    def _sender(self, frame: bytes, *, under_way: bool) -> None:
         """Whatever a message says, the prompt's pages are given up once."""
         core = SenderCore(GENERATION, LAYOUT, KEY, window=4, limit=2)
         core.open(self._errand.transfer, self._errand.prompt, 10.0)
         core.supply(self._errand.transfer, self._errand.source)
+        if under_way:
+            core.on_ready(b"peer", self._errand.ready(LAYOUT, KEY), 0.0)
         message = well_formed(frame)
         match message:
             case Ready():
@@ -121,7 +123,6 @@ class Target:
                 core.on_received(b"peer", message)
             case Cancel():
                 core.on_cancel(b"peer", message)
-        assert isinstance(message, ShipMessage | None) or core.take_replies() == []
         while batch := core.next_batch(dict.fromkeys(CARRIAGES, 8)):
             core.sent(batch)
         core.expire(1e9)

@@ -25,9 +25,9 @@ from kvstore.transport.fetcher import Fetch, Fetcher
 from kvstore.transport.opening import Setting, open_fetcher, open_shipper
 from tests.support.transfers import GENERATION, Errand, Errands, Noise, layout_of
 
-LAYOUT = layout_of(2, 32 << 10, 1)
-BLOCKS = 192
-HALF, WHOLE = 6, 12
+LAYOUT = layout_of(2, 64 << 10, 1)
+BLOCKS = 256
+HALF, WHOLE = 2, 4
 """Blocks of an errand."""
 
 
