@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from kvstore.errors import LayoutMismatch
 from kvstore.messages import PROTOCOL_VERSION
@@ -68,13 +69,13 @@ class KVLayout:
         """The layout of one slice, which is the same whatever number of ranks holds it."""
         return replace(self, rank=part.number, ranks=part.count, page_bytes=page_bytes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal if and only if two layouts are."""
         fields = sorted((asdict(self) | {"protocol": PROTOCOL_VERSION}).items())
         return hashlib.sha256(repr(fields).encode()).digest()
 
-    @property
+    @cached_property
     def summary(self) -> str:
         """One line for people."""
         windows = ",".join(str(group.window or "full") for group in self.groups)

@@ -5,6 +5,7 @@ The life of a transfer is drawn in :mod:`kvstore.transfer`.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -86,12 +87,14 @@ class ReceiverCore:
         self._outgoing: list[tuple[str, Received | Cancel]] = []
         self._ended: list[Ended] = []
         self._given_up: OrderedDict[bytes, None] = OrderedDict()
+        self._earliest = math.inf  # no deadline is before
 
     def begin(self, reservation: Reservation, now: float) -> None:
         """Memory is reserved; blocks may come. Nothing to fetch ends it at once."""
         if reservation.transfer in self._live:
             raise ValueError("this transfer is being received already")
         self._live[reservation.transfer] = _Inbound(reservation, list(reservation.first))
+        self._earliest = min(self._earliest, reservation.deadline)
         if not any(reservation.block_ids):
             self._end(reservation.transfer, None, "", now)
         elif reservation.transfer in self._given_up:
@@ -163,8 +166,12 @@ class ReceiverCore:
 
     def expire(self, now: float) -> None:
         """End every transfer whose deadline has passed."""
+        if now < self._earliest:
+            return
         for transfer in [t for t, i in self._live.items() if i.reservation.deadline <= now]:
             self._fail(transfer, "deadline", "the KV did not come in time", now)
+        left = (inbound.reservation.deadline for inbound in self._live.values())
+        self._earliest = min(left, default=math.inf)
 
     def take_outgoing(self) -> list[tuple[str, Received | Cancel]]:
         """Messages for senders since the last call."""
@@ -177,8 +184,8 @@ class ReceiverCore:
         return ended
 
     def next_deadline(self) -> float | None:
-        """When ``expire`` has something to do next."""
-        return min((i.reservation.deadline for i in self._live.values()), default=None)
+        """Nothing ends by itself before; None when nothing is under way."""
+        return self._earliest if self._live else None
 
     def live(self) -> int:
         """Transfers not yet ended."""
