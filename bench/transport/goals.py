@@ -29,8 +29,8 @@ BULK = (64 << 20) // BLOCK_BYTES
 """Blocks of the case that most comparisons are made with."""
 
 LARGEST = Case((1 << 30) // BLOCK_BYTES, "random")
-SHARED_OUT = 1000
-"""Blocks that one transfer or a hundred move."""
+SHARED_OUT = 16_000
+"""Blocks that one transfer or a hundred move: 10 MiB for each of the hundred, a short prompt's."""
 
 _CONTIGUOUS_FROM = (16 << 20) // BLOCK_BYTES
 

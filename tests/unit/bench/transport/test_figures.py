@@ -12,7 +12,7 @@ from bench.transport import report
 from bench.transport.case import Case
 from bench.transport.contender import Kvferry, Memcpy, Mooncake
 from bench.transport.figures import Judgement, Taken, judge, row
-from bench.transport.goals import Candidate, Figure, Goal
+from bench.transport.goals import SHARED_OUT, Candidate, Figure, Goal
 
 OURS, OTHER = Figure(Kvferry("shm"), Case(16)), Figure(Kvferry("zmq+tcp"), Case(16))
 LIMIT = Figure(Memcpy(), Case(16))
@@ -168,7 +168,7 @@ def test_metrics_have_the_ends_of_intervals_where_there_are_any() -> None:
 
 
 def test_text_and_page_have_every_ratio_and_every_size() -> None:
-    shared_out = Figure(Kvferry("shm"), Case(1000, "random", 100))
+    shared_out = Figure(Kvferry("shm"), Case(SHARED_OUT, "random", 100))
     random = [Figure(Kvferry("shm"), Case(size, "random")) for size in (4, 16)]
     switched = [Figure(Kvferry("shm", digests=True), one.case) for one in random]
     figures = (OURS, LIMIT, shared_out, *random, *switched)
