@@ -45,7 +45,10 @@ from kvstore.transport.sockets import SocketOptions, dial, dial_plain, socket_ur
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS
 
 PEERS = 256
-"""Connections kept; beyond it the oldest is dropped, and its transfers are recomputed."""
+"""Connections kept; beyond it one is dropped that was not heard of, its transfers recomputed."""
+
+AT_ONCE = 64
+"""Messages of one connection looked at before others have their turn."""
 
 _ARRIVALS = 2 * BUFFERS
 """Messages that may lie here unread, of one sender: more is held back on its side."""
@@ -68,8 +71,8 @@ class _Wire:
         return broken
 
     def received(self) -> Iterator[list[zmq.Frame]]:
-        """The messages that are there."""
-        while True:
+        """The messages that are there, up to ``AT_ONCE``."""
+        for _ in range(AT_ONCE):
             try:
                 yield self.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -124,6 +127,7 @@ class ZmqReceivingEnd:
         keep_freed_frames()
         self._polled = Polled()
         self._peers: dict[str, _Peer] = {}
+        self._dropped: list[str] = []
         self._second = ThreadPoolExecutor(1, thread_name_prefix="kvferry-read")
         self.wake, self.wait = self._polled.wake, self._polled.wait
         self.also_await = self._polled.add
@@ -149,16 +153,11 @@ class ZmqReceivingEnd:
         return True
 
     def receive(self) -> FromSender | None:
-        """See ReceivingEnd."""
+        """See ReceivingEnd. Who has been heard is heard after the others next time."""
         for peer, connection in list(self._peers.items()):
-            for frames in connection.control.received():
-                if found := self._on_control(peer, connection, frames):
-                    return found
-            if connection.bulk is None:
-                continue
-            for frames in connection.bulk.received():
-                if found := self._on_bulk(peer, connection, frames):
-                    return found
+            if found := self._hear(peer, connection):
+                self._peers[peer] = self._peers.pop(peer)
+                return found
         return None
 
     def lost(self) -> list[str]:
@@ -170,7 +169,8 @@ class ZmqReceivingEnd:
         ]
         for peer in gone:
             self._hang_up(peer)
-        return gone
+        dropped, self._dropped = self._dropped, []
+        return gone + dropped
 
     def close(self) -> None:
         """Drop all connections."""
@@ -178,6 +178,15 @@ class ZmqReceivingEnd:
             self._hang_up(peer)
         self._polled.close()
         self._second.shutdown()
+
+    def _hear(self, peer: str, connection: _Peer) -> FromSender | None:
+        for frames in connection.control.received():
+            if found := self._on_control(peer, connection, frames):
+                return found
+        for frames in connection.bulk.received() if connection.bulk else ():
+            if found := self._on_bulk(peer, connection, frames):
+                return found
+        return None
 
     def _on_control(
         self, peer: str, connection: _Peer, frames: list[zmq.Frame]
@@ -242,7 +251,9 @@ class ZmqReceivingEnd:
 
     def _dial(self, peer: str) -> _Peer:
         if len(self._peers) >= PEERS:
-            self._hang_up(next(iter(self._peers)))
+            quietest = next(iter(self._peers))
+            self._hang_up(quietest)
+            self._dropped.append(quietest)
         uri = socket_uri(peer)
         dealer = dial(
             self._polled.context, uri, "decode", "prefill", self._credentials, self._options
