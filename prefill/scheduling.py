@@ -128,9 +128,12 @@ class PrefillScheduling:
             return None
         tracked.local = computed
         tracked.stored = tracked.window_stored = held
+        last = len(tracked.tokens) - 1
+        if computed >= last // self._block_size * self._block_size:
+            return 0  # Less than a block is missing, and would be computed sooner.
         # The last token is computed in any case; the engine would reserve a sliding group's blocks
         # as for the token after it, and so without the first one that the last token attends to.
-        return max(0, min(held, len(tracked.tokens) - 1) - computed)
+        return max(0, min(held, last) - computed)
 
     def allocated(self, request: str, tables: BlockTables, external: int) -> None:
         """The engine has reserved blocks for the request, ``external`` tokens to load."""

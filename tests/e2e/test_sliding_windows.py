@@ -47,3 +47,15 @@ def test_both_tiers_are_hit(sliding_cluster: LiveCluster, prompt: Prompts) -> No
     assert turn.breakdown["cached"] == {"gpu": 0, "dram": 1280}
     assert turn.text == sliding_cluster.alone(longer, "alone-turn")
     assert sliding_cluster.stream("blue", longer).cached == 0
+
+
+def test_whole_chunks_held_but_for_the_last_token(
+    sliding_cluster: LiveCluster, prompt: Prompts
+) -> None:
+    """Prefill finds 992 tokens in its memory and all 1,024 in DRAM; decode computes the rest."""
+    tokens = prompt(1024)
+    first = sliding_cluster.stream("red", tokens)
+    sliding_cluster.forget("decode-0")
+    again = sliding_cluster.stream("red", tokens)
+    assert (again.path, again.text) == ("disaggregated", first.text)
+    assert again.breakdown["cached"] == {"gpu": 992, "dram": 0}

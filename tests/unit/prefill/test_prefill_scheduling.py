@@ -235,3 +235,11 @@ def test_chunks_and_window_are_loaded_into_what_the_engine_lacks(
         [Scheduled("r", computed, length - computed, [[0, 0, 3, 4, 5], [11, 12, 13, 14, 15]])]
     )
     assert orders.stores == []
+
+
+def test_less_than_a_block_is_not_loaded() -> None:
+    """A load up to the end would also cost the block that a decode worker's first token needs."""
+    subject = PrefillScheduling(HoldingAll(), SLIDING, BLOCK, 30.0, CountedHolds(), lambda: 0.0)
+    subject.added(Request("r", list(range(16))))
+    assert subject.matched("r", 12) == 0
+    assert subject.matched("r", 8) == 7
