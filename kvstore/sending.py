@@ -6,8 +6,9 @@ The life of a transfer is drawn in :mod:`kvstore.transfer`.
 from __future__ import annotations
 
 import hmac
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kvstore.errors import LayoutMismatch
@@ -33,6 +34,9 @@ EARLY_SECONDS = 300.0
 
 Place = tuple[int, int]
 """(KV group, position in the prompt)."""
+
+Room = Callable[[Carriage, bytes], int]
+"""How many blocks could leave now, carried so, to this receiver."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class SenderCore:
         self._gone: OrderedDict[bytes, FailReason] = OrderedDict()
         self._replies: list[tuple[bytes, Failed]] = []
         self._settled: list[bytes] = []
+        self._earliest = math.inf  # no lease ends before
 
     # -- from the engine
 
@@ -118,6 +123,7 @@ class SenderCore:
             return
         outbound.prompt = prompt
         outbound.lease_until = max(outbound.lease_until, lease_until)
+        self._earliest = min(self._earliest, outbound.lease_until)
         if outbound.ready is not None:
             self._start(transfer, outbound)
 
@@ -167,6 +173,7 @@ class SenderCore:
                 return
             patience = min(ready.ttl_ms / 1000, EARLY_SECONDS)
             outbound = self._live[transfer] = _Outbound(now + patience)
+            self._earliest = min(self._earliest, outbound.lease_until)
         if outbound.ready is not None:
             if (outbound.peer, outbound.ready) != (peer, ready):
                 self._refuse(peer, transfer, "protocol", "this transfer has a receiver already")
@@ -198,18 +205,21 @@ class SenderCore:
 
     def expire(self, now: float) -> None:
         """End every transfer whose lease is over."""
+        if now < self._earliest:
+            return
         for transfer in [t for t, o in self._live.items() if o.lease_until <= now]:
             self._fail(transfer, "lease-expired", "the lease on the prompt's KV ended")
+        self._earliest = min((o.lease_until for o in self._live.values()), default=math.inf)
 
     # -- to the wire and the engine
 
-    def next_batch(self, room: Mapping[Carriage, int]) -> Batch | None:
-        """Consecutive blocks that may go now, at most ``room`` of a carriage; fairest first."""
+    def next_batch(self, room: Room) -> Batch | None:
+        """Consecutive blocks that may go now, as many as there is room for; fairest first."""
         for transfer, outbound in self._live.items():
             ready, peer = outbound.ready, outbound.peer
-            if not outbound.next or ready is None or peer is None:
+            if not outbound.pages or not outbound.next or ready is None or peer is None:
                 continue
-            most = min(room.get(ready.carriage, 0), self._window - outbound.under_way)
+            most = min(room(ready.carriage, peer), self._window - outbound.under_way)
             for group, first in enumerate(outbound.next):
                 if ids := _run(outbound.pages, group, range(first, min(first + most, ready.stop))):
                     self._live.move_to_end(transfer)

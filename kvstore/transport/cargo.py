@@ -39,6 +39,9 @@ class Frame:
         pages.scatter(placement.block_ids, blocks.reshape(-1))
         return None
 
+    def release(self) -> None:
+        """See Cargo. ZeroMQ's memory goes with its last reference."""
+
 
 @dataclass(frozen=True)
 class RemotePages:
@@ -63,3 +66,6 @@ class RemotePages:
                 pages.wipe(placement.block_ids)
                 return index
         return None
+
+    def release(self) -> None:
+        """See Cargo. They are nobody's to give back."""

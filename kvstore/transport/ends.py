@@ -9,14 +9,13 @@ Every transport passes ``tests/contract/test_transport_contract.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvstore.messages import Blocks, Cancel, Carriage, Failed, Ready, Received
 from kvstore.pages import KVPages
 from kvstore.receiving import Placement
-from kvstore.sending import Batch
+from kvstore.sending import Batch, Room
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,12 @@ class SendingEnd(Protocol):
         """Raises PeerGone when ``peer`` is gone or takes no more."""
         ...
 
-    def room(self) -> Mapping[Carriage, int]:
-        """How a batch could leave now, and of how many blocks; none while staging is in use."""
+    def lost(self) -> list[bytes]:
+        """Receivers found gone since the last call, other than by a call that raised PeerGone."""
+        ...
+
+    def room(self) -> Room:
+        """How many blocks could leave in a batch, until the next call of this end."""
         ...
 
     def load(self, batch: Batch) -> Load:
@@ -67,7 +70,11 @@ class SendingEnd(Protocol):
         ...
 
     def wake(self) -> None: ...
-    def wait(self, seconds: float) -> None: ...
+
+    def wait(self, seconds: float) -> None:
+        """Until there may be something to do, room for a batch among it, at most so long."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -85,6 +92,10 @@ class Cargo(Protocol):
         Else the index of the first that is not is returned, and nothing of them is left there.
         Raises PeerGone, as clean, when the bytes lie with a sender that is no longer there.
         """
+        ...
+
+    def release(self) -> None:
+        """Whoever was given it is done with it, whether it was placed or not. May come again."""
         ...
 
 

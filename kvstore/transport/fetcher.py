@@ -180,6 +180,8 @@ class Fetcher:
                 self._place(arrival, arrival.message, arrival.cargo)
             else:
                 self._core.on_failed(arrival.peer, arrival.message, self._clock())
+        if arrival.cargo is not None:
+            arrival.cargo.release()
         return True
 
     def _place(self, arrival: FromSender, message: Blocks, cargo: Cargo) -> None:

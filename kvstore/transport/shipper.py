@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from kvstore.affinity import unbind_from_core
 from kvstore.clock import Clock
 from kvstore.errors import PeerGone, TransferError
-from kvstore.messages import CARRIAGES, Cancel, Ready, Received
+from kvstore.messages import Cancel, Ready, Received
 from kvstore.pages import KVPages
 from kvstore.sending import Place, SenderCore
 from kvstore.transfer import Prompt
 from kvstore.transport.ends import FromReceiver, SendingEnd
 
 _IDLE_SECONDS = 0.5
-_FULL_SECONDS = 0.001
 
 log = logging.getLogger("kvferry.prefill")
 
@@ -115,9 +114,9 @@ class Shipper:
         while not self._stopping:
             received = self._receive()
             self._expire_and_reply()
-            waited_for = self._ship_one()
-            if not received and waited_for is not None:
-                self._end.wait(waited_for)
+            shipped = self._ship_one()
+            if not received and not shipped:
+                self._end.wait(_IDLE_SECONDS)
 
     def _receive(self) -> bool:
         arrival = self._end.receive()
@@ -143,6 +142,8 @@ class Shipper:
                 self._core.on_cancel(arrival.peer, cancel)
 
     def _expire_and_reply(self) -> None:
+        for peer in self._end.lost():
+            self._lose(peer)
         with self._lock:
             self._core.expire(self._clock())
             replies = self._core.take_replies()
@@ -153,13 +154,13 @@ class Shipper:
             except PeerGone:
                 self._lose(peer)
 
-    def _ship_one(self) -> float | None:
-        """Ship one batch; None when more may be ready, else how long to wait for news."""
+    def _ship_one(self) -> bool:
+        """Whether there was a batch that could go."""
         room = self._end.room()
         with self._lock:
             batch = self._core.next_batch(room)
             if batch is None:
-                return _IDLE_SECONDS if len(room) == len(CARRIAGES) else _FULL_SECONDS
+                return False
             load = self._end.load(batch)
             self._core.sent(batch)
             self._tell()
@@ -167,7 +168,7 @@ class Shipper:
             self._end.post(load)
         except PeerGone:
             self._lose(batch.peer)
-        return None
+        return True
 
     def _lose(self, peer: bytes) -> None:
         with self._lock:

@@ -31,7 +31,7 @@ from kvstore.messages import (
     Welcome,
 )
 from kvstore.pages import HostPages, KVPages
-from kvstore.sending import Batch
+from kvstore.sending import Batch, Room
 from kvstore.transport.digests import Digest, digest_of, keyed_of
 from kvstore.transport.ends import FromReceiver, Load
 from kvstore.transport.neighbour import Readable
@@ -48,6 +48,8 @@ from kvstore.transport.staging import BATCH_BYTES, BUFFERS, Staging
 
 _PAGES_BATCH_BYTES = 4 * BATCH_BYTES
 """A batch that is only told of: longer, since each costs both ends a message."""
+
+_FULL_SECONDS = 0.001
 
 _MAX_REQUEST_BYTES = 16 << 10
 """Longest message of a receiver: it says what it wants, and nothing it says is long."""
@@ -86,7 +88,7 @@ class ZmqSendingEnd:
         plain, key = digest_of(ship.digest), credentials.transport_key()
         keyed = keyed_of(ship.digest, key)
         self._digests: Mapping[Carriage, Digest] = {"frames": plain, "pages": plain, "bulk": keyed}
-        self.wake, self.wait = self._polled.wake, self._polled.wait
+        self.wake = self._polled.wake
 
     @property
     def uri(self) -> str:
@@ -113,12 +115,16 @@ class ZmqSendingEnd:
         """See SendingEnd."""
         _send(self._control, peer, message)
 
-    def room(self) -> Mapping[Carriage, int]:
+    def lost(self) -> list[bytes]:
+        """See SendingEnd."""
+        return []
+
+    def room(self) -> Room:
         """See SendingEnd."""
         room: dict[Carriage, int] = {"pages": max(1, _PAGES_BATCH_BYTES // self._pages.block_bytes)}
         if self._staging.free() is not None:
             room["frames"] = room["bulk"] = self._staging.batch_blocks
-        return room
+        return lambda carriage, _peer: room.get(carriage, 0)
 
     def load(self, batch: Batch) -> Load:
         """See SendingEnd."""
@@ -136,6 +142,10 @@ class ZmqSendingEnd:
         tracker = socket.send(payload.data, zmq.NOBLOCK, copy=False, track=True)
         assert isinstance(tracker, zmq.MessageTracker)
         self._staging.lend(load.buffer, tracker)
+
+    def wait(self, seconds: float) -> None:
+        """See SendingEnd. Nobody tells when ZeroMQ lets go of a buffer."""
+        self._polled.wait(seconds if self._staging.free() is not None else _FULL_SECONDS)
 
     def close(self) -> None:
         """Drop all connections; an ipc socket's path goes too."""

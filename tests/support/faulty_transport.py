@@ -151,6 +151,9 @@ class _FlawedPages:
         flawed: Any = _Flawed(self.cargo.neighbour, pages, self.rng)
         return replace(self.cargo, neighbour=flawed).place(pages, placement)
 
+    def release(self) -> None:
+        self.cargo.release()
+
 
 @dataclass(frozen=True)
 class _Flawed:
@@ -174,7 +177,7 @@ class FaultySendingEnd:
         self._end = end
         self._weather = Weather(faults, _damaged_up)
         self.reply, self.room, self.load, self.post = end.reply, end.room, end.load, end.post
-        self.wake, self.close = end.wake, end.close
+        self.lost, self.wake, self.close = end.lost, end.wake, end.close
 
     @property
     def uri(self) -> str:

@@ -18,7 +18,7 @@ from kvstore.codec import encode, well_formed
 from kvstore.errors import PeerGone
 from kvstore.messages import Blocks, Cancel, Carriage, Failed, Ready, Received
 from kvstore.pages import HostPages
-from kvstore.sending import Batch
+from kvstore.sending import Batch, Room
 from kvstore.transport.cargo import Frame, RemotePages
 from kvstore.transport.digests import Digest
 from kvstore.transport.ends import Cargo, FromReceiver, FromSender, Load
@@ -93,8 +93,11 @@ class MemorySendingEnd:
     def reply(self, peer: bytes, message: Failed) -> None:
         self._send(peer, Parcel(encode(message)))
 
-    def room(self) -> Mapping[Carriage, int]:
-        return {"frames": BATCH_BLOCKS, "pages": BATCH_BLOCKS}
+    def lost(self) -> list[bytes]:
+        return []
+
+    def room(self) -> Room:
+        return lambda _carriage, _peer: BATCH_BLOCKS
 
     def load(self, batch: Batch) -> Load:
         message = Blocks(
