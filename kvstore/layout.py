@@ -14,6 +14,9 @@ from kvstore.errors import LayoutMismatch
 from kvstore.messages import PROTOCOL_VERSION
 from kvstore.slices import HeadSlice
 
+Place = tuple[int, int]
+"""(KV group, position in the prompt): where a block stands."""
+
 
 @dataclass(frozen=True)
 class KVGroup:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kvstore.errors import LayoutMismatch
-from kvstore.layout import KVLayout
+from kvstore.layout import KVLayout, Place
 from kvstore.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -30,10 +30,6 @@ TOMBSTONES = 4096
 
 EARLY_SECONDS = 300.0
 """How long at most a receiver may hold a place for a prompt that is not taken up."""
-
-
-Place = tuple[int, int]
-"""(KV group, position in the prompt)."""
 
 Room = Callable[[Carriage, bytes], int]
 """How many blocks could leave now, carried so, to this receiver."""

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvstore.errors import ConfigError
-from kvstore.layout import KVGroup
+from kvstore.layout import KVGroup, Place
 
 Part = Literal["chunks", "window"]
-Place = tuple[int, int]
-"""(group, position): where a block stands in a prompt."""
-
 NULL_BLOCK = 0
 """The id in vLLM's block tables of what a sliding group has given away."""
 

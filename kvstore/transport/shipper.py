@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from kvstore.affinity import unbind_from_core
 from kvstore.clock import Clock
 from kvstore.errors import PeerGone, TransferError
+from kvstore.layout import Place
 from kvstore.messages import Cancel, Ready, Received
 from kvstore.pages import KVPages
-from kvstore.sending import Place, SenderCore
+from kvstore.sending import SenderCore
 from kvstore.transfer import Prompt
 from kvstore.transport.ends import FromReceiver, SendingEnd
 

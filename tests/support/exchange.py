@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 
 from kvstore.errors import PeerGone
-from kvstore.layout import KVLayout
+from kvstore.layout import KVLayout, Place
 from kvstore.messages import Blocks, Cancel, Carriage, FailReason, Ready, Received
 from kvstore.receiving import Ended, ReceiverCore
-from kvstore.sending import Place, SenderCore
+from kvstore.sending import SenderCore
 from kvstore.transport.digests import Xxh3
 from tests.support.memory_transport import MemoryReceivingEnd, MemorySendingEnd, Parcel
 from tests.support.transfers import GENERATION, Errand, Noise

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 
-from kvstore.layout import KVGroup, KVLayout
+from kvstore.layout import KVGroup, KVLayout, Place
 from kvstore.messages import PROTOCOL_VERSION, Carriage, Ready
 from kvstore.pages import HostPages
 from kvstore.receiving import Reservation
-from kvstore.sending import Place
 from kvstore.transfer import Prompt, ready_mac
 
 GENERATION = "gen"
