@@ -62,9 +62,10 @@ def test_greedy_output_is_that_of_one_engine(ranked: LiveCluster, prompt: Prompt
 
 def test_every_rank_finds_its_heads_in_dram(ranked: LiveCluster, prompt: Prompts) -> None:
     tokens = prompt(600)
-    first = ranked.stream("red", tokens, max_tokens=16, ignore_eos=True)
+    ranked.stream("red", tokens)
     for worker in ("prefill-0", "decode-0"):
         ranked.forget(worker)
-    again = ranked.stream("red", tokens, max_tokens=16, ignore_eos=True)
-    assert (again.path, again.text) == ("disaggregated", first.text)
-    assert again.breakdown["cached"] == {"gpu": 0, "dram": 512}
+    reply = ranked.stream("red", tokens, max_tokens=16, ignore_eos=True)
+    alone = ranked.alone(tokens, "alone-dram", max_tokens=16, ignore_eos=True)
+    assert (reply.path, reply.text) == ("disaggregated", alone)
+    assert reply.breakdown["cached"] == {"gpu": 0, "dram": 512}
