@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from kvstore.cluster import ClusterConfig
+from kvstore.cluster import ClusterConfig, tcp_ports
 from kvstore.errors import ConfigError
 from kvstore.messages import ROLES
-from kvstore.slices import PORTS, slices_of_rank
+from kvstore.slices import slices_of_rank
 
 GIB = 1 << 30
 ENGINE_GIB = 4.2
@@ -52,8 +52,7 @@ def require_ports(config: ClusterConfig) -> None:
             section = config.workers(role)
             for index in range(section.count):
                 host = section.hosts[index % len(section.hosts)]
-                first = section.first_port + PORTS * config.slices * index
-                for port in range(first, first + PORTS * config.slices - 1):
+                for port in tcp_ports(config, role, index):
                     require_free(host, port, f"{role}.first_port in the configuration")
 
 

@@ -7,6 +7,6 @@ share a name (:mod:`kvstore.blockhash`).
 
 Reading order: ``messages`` (every message between processes), ``transfer`` (sending and
 receiving as state machines without I/O), ``ledger`` (completion, exactly once),
-``transport`` (bytes), ``ferry`` (the thread that joins them), ``relay`` and ``feed``
-(what a worker holds, told to proxies), ``lmcache_tier`` (the DRAM tier).
+``transport`` (bytes, and the threads that move them), ``relay`` and ``feed`` (what a
+worker holds, told to proxies), ``lmcache_tier`` (the DRAM tier).
 """

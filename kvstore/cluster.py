@@ -27,6 +27,10 @@ Sha256Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 TenantName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 
 
+BULK_PORT = 2
+"""How far behind a shipping port its plain bulk port is."""
+
+
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all sections: frozen, and a key nobody reads is an error."""
 
@@ -198,11 +202,17 @@ def load(path: Path) -> ClusterConfig:
 def parse(text: str, source: str = "configuration") -> ClusterConfig:
     """The configuration in ``text`` (TOML). Raises ConfigError as ``load`` does."""
     try:
-        return msgspec.convert(tomllib.loads(text), type=ClusterConfig, strict=True)
+        config = msgspec.convert(tomllib.loads(text), type=ClusterConfig, strict=True)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {error}") from None
+    if config.ship.transport == "shm" and config.network.kind == "tcp":
+        raise ConfigError(
+            f"{source}: ship.transport 'shm' reads memory of the same host, and network.kind is "
+            "'tcp': choose 'auto'"
+        )
+    return config
 
 
 def worker_name(role: Role, index: int) -> str:
@@ -239,6 +249,17 @@ def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> A
         feed=f"zmq+tcp://{host}:{port + 2}",
         **private,
     )
+
+
+def tcp_ports(config: ClusterConfig, role: Role, index: int) -> list[int]:
+    """The ports that worker ``index`` of ``role`` takes on its host, where the network is TCP.
+
+    Every slice of KV heads is shipped from a port of its own, with bulk two ports on.
+    """
+    first = config.workers(role).first_port + PORTS * config.slices * index
+    ship = [first + 1 + PORTS * number for number in range(config.slices)]
+    bulk = [port + BULK_PORT for port in ship] if config.ship.bulk == "authenticated" else []
+    return [first, first + 2, *ship, *bulk]
 
 
 def _ship_scheme(config: ClusterConfig, socket: Literal["ipc", "tcp"]) -> str:

@@ -55,4 +55,5 @@ def slice_address(address: str, number: int) -> str:
         return address
     if parts.port is None:
         return f"{address}.{number}"
-    return parts._replace(netloc=f"{parts.hostname}:{parts.port + PORTS * number}").geturl()
+    host, _, port = parts.netloc.rpartition(":")
+    return parts._replace(netloc=f"{host}:{int(port) + PORTS * number}").geturl()

@@ -41,6 +41,7 @@ from kvstore.messages import PROTOCOL_VERSION, Announce, Role
 from kvstore.private import require_private
 from kvstore.relay import Relay
 from kvstore.restarts import Restarts
+from kvstore.slices import slice_address
 
 START_SECONDS = 900.0
 """How long an engine may load its model."""
@@ -287,8 +288,12 @@ def _remove_sockets(settings: WorkerSettings) -> None:
     The feed is not the engine's but the relay's, which lives on.
     """
     places = settings.addresses
-    events = (places.events, f"{places.events}-replay")
-    for address in (places.http, places.ship, *events, places.gate, places.abandon):
+    sliced = [
+        slice_address(address, number)
+        for address in (places.ship, places.abandon)
+        for number in range(settings.slices)
+    ]
+    for address in (places.http, places.events, f"{places.events}-replay", places.gate, *sliced):
         _remove(address)
 
 

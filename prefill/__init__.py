@@ -7,7 +7,7 @@ The life of a request on a prefill worker:
    much of the prompt it holds, and says with each step which pages are complete.
 3. ``working`` (in the engine's worker, one per rank) does what the step's orders say: loads from
    and stores to the DRAM tier, supplies complete pages to the shipper, reports completion.
-4. ``shipping`` is the thread that ships pages to the decode worker that has reserved memory.
 
-``engine`` says how vLLM is started. :mod:`decode` mirrors this package file by file.
+The shipper is :mod:`kvstore.transport.shipper`, a thread that sends pages to the decode worker that
+has reserved memory. ``engine`` says how vLLM is started. :mod:`decode` mirrors this package.
 """

@@ -128,7 +128,7 @@ def test_ranks_that_cannot_share_the_heads_are_refused_before_anything_starts() 
 def test_a_port_of_a_later_slice_names_its_key() -> None:
     with taken_behind_two_free() as port:
         text = "[network]\nkind='tcp'\n[proxy]\nport=0\n[dram]\nenabled=false\n[decode]\n"
-        config = cluster.parse(text + f"first_port={port - 6}\nranks=2\n[prefill]\nfirst_port=0")
+        config = cluster.parse(text + f"first_port={port - 5}\nranks=2\n[prefill]\nfirst_port=0")
         with pytest.raises(ConfigError, match=rf"port {port} is in use.*decode\.first_port"):
             checks.require_ports(config)
 

@@ -15,6 +15,7 @@ from kvstore.cluster import (
     load,
     parse,
     parse_worker_name,
+    tcp_ports,
     worker_name,
 )
 from kvstore.errors import ConfigError
@@ -145,3 +146,15 @@ def test_addresses_follow_the_network() -> None:
     assert addresses(sent, RUN_DIR, "prefill", 0).ship.startswith("zmq+ipc:///")
     for private in (tcp.events, tcp.gate, tcp.abandon):
         assert private.startswith("ipc:///run/kvferry/decode-2.")
+
+
+def test_memory_of_another_host_cannot_be_read() -> None:
+    with pytest.raises(ConfigError, match=r"shm.*same host.*choose 'auto'"):
+        parse("[ship]\ntransport='shm'\n[network]\nkind='tcp'")
+
+
+def test_every_port_a_worker_takes_is_known() -> None:
+    config = parse("[network]\nkind='tcp'\n[decode]\ncount=2\nranks=2\nfirst_port=7200")
+    assert tcp_ports(config, "decode", 1) == [7208, 7210, 7209, 7213]
+    plain = parse("[network]\nkind='tcp'\n[ship]\nbulk='authenticated'")
+    assert tcp_ports(plain, "prefill", 0) == [7100, 7102, 7101, 7103]

@@ -58,6 +58,7 @@ def test_heads_that_ranks_would_hold_copies_of_are_refused() -> None:
         ("auto:///run/prefill-0.ship", "auto:///run/prefill-0.ship.1"),
         ("ipc:///run/decode-0.abandon", "ipc:///run/decode-0.abandon.1"),
         ("zmq+tcp://127.0.0.1:7101", "zmq+tcp://127.0.0.1:7105"),
+        ("zmq+tcp://[::1]:7101", "zmq+tcp://[::1]:7105"),
     ],
 )
 def test_every_slice_has_an_address(address: str, second: str) -> None:
