@@ -114,13 +114,13 @@ class DevicePages:
         self._pages = LayerPages(layers)
         self.layers, self.blocks = self._pages.layers, self._pages.blocks
         self.page_bytes, self.block_bytes = self._pages.page_bytes, self._pages.block_bytes
-        self._device = self._pages.device
+        self.device = self._pages.device
         self._straight = self.page_bytes >= straight_bytes
         self._at_once = max(1, STAGING_BYTES // self._pages.block_bytes)
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream = torch.cuda.Stream(self.device)
         size = self._at_once * self._pages.block_bytes
         self._staging = torch.empty(
-            0 if self._straight else size, dtype=torch.int8, device=self._device
+            0 if self._straight else size, dtype=torch.int8, device=self.device
         )
         self._bounce = torch.empty(0, dtype=torch.int8)
         self._bounce_bytes = size
@@ -181,7 +181,7 @@ class DevicePages:
 
         The engine computes on a stream of its own that only its thread knows.
         """
-        torch.cuda.current_stream(self._device).synchronize()
+        torch.cuda.current_stream(self.device).synchronize()
 
     def _parts(self, blocks: Sequence[int], buffer: Bytes) -> Iterator[tuple[Sequence[int], Bytes]]:
         """Blocks and their bytes, as many at a time as the staging run holds."""

@@ -89,6 +89,11 @@ class _Lane(Generic[Said]):
         self._commands: list[Command] = []
         self._failed: list[bytes] = []
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on the way."""
+        return not self._on_way
+
     def built(self, epoch: int, now: float) -> None:
         """The communicator of ``epoch`` stands."""
         if epoch == self.epoch and self.state == "building":

@@ -131,8 +131,9 @@ class _Mover:
         self._over.set()
         self.store.close()
         self._shipments.put_nowait(None)  # ends the wait for the next shipment
-        if self._communicator is not None:
-            self._communicator.abort()
+        communicator = self._communicator
+        if communicator is not None:
+            communicator.abort()
 
     def join(self, seconds: float) -> bool:
         """Whether the thread has ended, or ends within ``seconds``."""
@@ -154,6 +155,8 @@ class _Mover:
             self._move_all(self._communicator)
         except Exception as error:  # noqa: BLE001 - the outermost loop; told to the lane
             self._tell(_Lost(self._epoch, f"{type(error).__name__}: {error}"))
+        finally:
+            self._communicator = None  # its sockets go now, whoever still knows this epoch
 
     def _move_all(self, communicator: Communicator) -> None:
         under_way: deque[tuple[Shipment, Pending]] = deque()
@@ -193,6 +196,11 @@ class _LaneEnd(Generic[Lane]):
         """How many communicators this end has begun to build."""
         return self._lane.epoch
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on the way."""
+        return self._lane.idle
+
     def next_deadline(self) -> float | None:
         """When a turn is due, if nothing happens until then."""
         return self._lane.next_deadline()
@@ -216,6 +224,7 @@ class _LaneEnd(Generic[Lane]):
         self.peer_lost(0.0)
         for mover in self._lingering:
             mover.join(seconds)
+        self.gone()
 
     def _tell(self, event: _Event) -> None:
         self._events.put(event)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import socket as plain
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import zmq
 
+from kvstore.cluster import BULK_PORT
 from kvstore.credentials import Credentials, PeerRole
 from kvstore.errors import ConfigError
+from kvstore.messages import LaneKind
 from kvstore.private import require_private
 from kvstore.transport.curve import allow_list, start_authenticator
 
@@ -98,7 +100,7 @@ def listen_plain(
     nothing and takes nobody's place. Raises ConfigError when the port is in use.
     """
     host, _, port = _numeric(_endpoint(beside)).removeprefix("tcp://").rpartition(":")
-    endpoint = f"tcp://{host}:{int(port) + 2 if int(port) else 0}"
+    endpoint = f"tcp://{host}:{int(port) + BULK_PORT if int(port) else 0}"
     router = context.socket(zmq.ROUTER)
     try:
         _bound(router, options)
@@ -171,7 +173,7 @@ def socket_uri(uri: str) -> str:
     ``auto://host:port`` is a TCP one; ``zmq+…://`` stays as it is.
     """
     scheme, _, rest = uri.partition("://")
-    if scheme not in {"shm", "auto"}:
+    if scheme not in {"shm", "auto", *get_args(LaneKind)}:
         return uri
     return f"zmq+{'ipc' if rest.startswith('/') else 'tcp'}://{rest}"
 
@@ -181,6 +183,24 @@ def uri_of(listener: zmq.Socket[Any]) -> str:
     bound = listener.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(bound, bytes)
     return f"zmq+{bound.rstrip(bytes(1)).decode()}"
+
+
+def own_address(uri: str) -> str:
+    """This host's address on the way to ``uri`` (of a socket): where what is there reaches us.
+
+    Raises ConfigError when there is no way there.
+    """
+    endpoint = _endpoint(uri)
+    if not endpoint.startswith("tcp:"):
+        return "127.0.0.1"
+    host, _, port = _numeric(endpoint).removeprefix("tcp://").rpartition(":")
+    family = plain.AF_INET6 if host.startswith("[") else plain.AF_INET
+    with plain.socket(family, plain.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host.strip("[]"), int(port)))  # sends nothing
+        except OSError as error:
+            raise ConfigError(f"no way to {uri}: {error.strerror}") from None
+        return str(probe.getsockname()[0])
 
 
 def close_listener(listener: zmq.Socket[Any]) -> None:

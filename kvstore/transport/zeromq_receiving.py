@@ -1,9 +1,10 @@
 """The receiving end on ZeroMQ, which dials sending ends on demand.
 
 How bytes come is decided by the address: ``zmq+tcp`` and ``zmq+ipc`` in frames, ``shm`` from the
-sender's memory, ``auto`` from there where it can be read and in frames elsewhere. A connection
-where anything but frames is possible begins with ``Hello``, and waits for the answer. Frames may
-come on a plain connection beside, where both ends' configuration says so.
+sender's memory, ``nccl`` and ``gloo`` by a lane, ``auto`` from the sender's memory where it can be
+read, by a lane between two GPUs, and in frames elsewhere. A connection where anything but frames is
+possible begins with ``Hello``, and waits for the answer. Frames may come on a plain connection
+beside, where both ends' configuration says so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -26,12 +27,18 @@ from kvstore.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Blocks,
+    Broken,
     Cancel,
     Carriage,
+    Entry,
     Failed,
     Hello,
+    LaneKind,
+    LaneMessage,
     Ready,
     Received,
+    Rendezvous,
+    Shipment,
     Welcome,
 )
 from kvstore.pages import KVPages
@@ -39,9 +46,11 @@ from kvstore.transport.allocation import keep_freed_frames
 from kvstore.transport.cargo import Frame, RemotePages
 from kvstore.transport.digests import digest_of, keyed_of
 from kvstore.transport.ends import FromSender
+from kvstore.transport.lanes_receiving import ReceivingLanes
 from kvstore.transport.neighbour import Neighbour
 from kvstore.transport.polling import Polled
-from kvstore.transport.sockets import SocketOptions, dial, dial_plain, socket_uri
+from kvstore.transport.runs import runs_of
+from kvstore.transport.sockets import SocketOptions, dial, dial_plain, own_address, socket_uri
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS
 
 PEERS = 256
@@ -129,6 +138,7 @@ class ZmqReceivingEnd:
         self._peers: dict[str, _Peer] = {}
         self._dropped: list[str] = []
         self._second = ThreadPoolExecutor(1, thread_name_prefix="kvferry-read")
+        self._lanes = ReceivingLanes(runs_of(pages, ship.digest), self._polled.wake)
         self.wake, self.wait = self._polled.wake, self._polled.wait
         self.also_await = self._polled.add
 
@@ -154,6 +164,9 @@ class ZmqReceivingEnd:
 
     def receive(self) -> FromSender | None:
         """See ReceivingEnd. Who has been heard is heard after the others next time."""
+        self._lanes.turn(self._tell_lane)
+        if come := self._lanes.receive():
+            return come
         for peer, connection in list(self._peers.items()):
             if found := self._hear(peer, connection):
                 self._peers[peer] = self._peers.pop(peer)
@@ -176,6 +189,7 @@ class ZmqReceivingEnd:
         """Drop all connections."""
         for peer in list(self._peers):
             self._hang_up(peer)
+        self._lanes.close()
         self._polled.close()
         self._second.shutdown()
 
@@ -200,6 +214,9 @@ class ZmqReceivingEnd:
             return None
         if isinstance(message, Welcome) and connection.carriage is None:
             self._choose(peer, connection, message)
+        if isinstance(message, Rendezvous | Shipment | Broken | Entry):
+            self._lanes.on_message(peer, message)
+            self.wake()  # for a turn of the lanes
         return FromSender(peer, message, None) if isinstance(message, Failed) else None
 
     def _on_bulk(self, peer: str, connection: _Peer, frames: list[zmq.Frame]) -> FromSender | None:
@@ -220,6 +237,8 @@ class ZmqReceivingEnd:
 
     def _choose(self, peer: str, connection: _Peer, welcome: Welcome) -> None:
         """The sender has said what it offers: take the fastest."""
+        if self._choose_lane(peer, connection, welcome):
+            return
         if socket_uri(peer).startswith("zmq+tcp:"):
             self._choose_across_hosts(peer, connection, welcome)
             return
@@ -234,6 +253,37 @@ class ZmqReceivingEnd:
         else:
             connection.carriage = "pages"
             log.warning("KV from %s is read from its memory", peer)
+
+    def _choose_lane(self, peer: str, connection: _Peer, welcome: Welcome) -> bool:
+        """Whether that is all there is to choose from.
+
+        With ``auto`` only between GPUs: host memory is better read, or sent in frames.
+        """
+        scheme, shared = peer.partition("://")[0], self._lanes.shares(welcome)
+        asked_for = scheme in get_args(LaneKind)
+        if not asked_for and not (scheme == "auto" and shared and welcome.lane == "nccl"):
+            return False
+        if not shared or (asked_for and welcome.lane != scheme):
+            connection.refusal = f"no lane from {peer} ({welcome.lane or 'none'} there) to here"
+        else:
+            self._open_lane(peer, connection)
+        return True
+
+    def _open_lane(self, peer: str, connection: _Peer) -> None:
+        try:
+            opened = self._lanes.open(peer, own_address(socket_uri(peer)))
+        except ConfigError as error:
+            connection.refusal = f"no lane from {peer}: {error}"
+            return
+        connection.carriage = "lane" if opened else "frames"
+        log.warning("KV from %s comes %s", peer, "by a lane" if opened else "in frames: many lanes")
+
+    def _tell_lane(self, peer: str, message: LaneMessage) -> bool:
+        try:
+            self._peers[peer].control.send(message)
+        except zmq.ZMQError:
+            return False
+        return True
 
     def _choose_across_hosts(self, peer: str, connection: _Peer, welcome: Welcome) -> None:
         if not welcome.bulk:
@@ -259,7 +309,8 @@ class ZmqReceivingEnd:
             self._polled.context, uri, "decode", "prefill", self._credentials, self._options
         )
         remote = uri.startswith("zmq+tcp:")
-        only_frames = not self._wants_bulk if remote else peer.startswith("zmq+")
+        no_lane = peer.partition("://")[0] not in get_args(LaneKind)
+        only_frames = no_lane and not self._wants_bulk if remote else peer.startswith("zmq+")
         connection = _Peer(self._wired(dealer), "frames" if only_frames else None)
         self._peers[peer] = connection
         return connection
@@ -275,6 +326,7 @@ class ZmqReceivingEnd:
         return _Wire(dealer, monitor)
 
     def _hang_up(self, peer: str) -> None:
+        self._lanes.drop(peer)
         for wire in self._peers.pop(peer).wires():
             self._polled.remove(wire.dealer)
             self._polled.remove(wire.monitor)

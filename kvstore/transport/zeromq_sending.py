@@ -3,13 +3,14 @@
 A message is one frame. ``Blocks`` has a second frame with the bytes, handed to ZeroMQ without a
 copy, or says in which of the sender's pages they lie, and the receiver reads them there
 (:mod:`kvstore.transport.neighbour`). Which it is, the receiver decides; it may also ask for frames
-on a plain connection beside, where this end offers one.
+on a plain connection beside, or for a lane (:mod:`kvstore.lane`), where this end offers one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import get_args
 
 import zmq
 from msgspec.structs import replace
@@ -17,30 +18,38 @@ from msgspec.structs import replace
 from kvstore.cluster import Ship
 from kvstore.codec import encode, well_formed
 from kvstore.credentials import Credentials
-from kvstore.errors import PeerGone
+from kvstore.device_pages import DevicePages
+from kvstore.errors import ConfigError, PeerGone
 from kvstore.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Blocks,
+    Broken,
     Cancel,
     Carriage,
+    Entry,
     Failed,
     Hello,
+    LaneKind,
     Ready,
     Received,
+    Taken,
     Welcome,
 )
 from kvstore.pages import HostPages, KVPages
 from kvstore.sending import Batch, Room
 from kvstore.transport.digests import Digest, digest_of, keyed_of
 from kvstore.transport.ends import FromReceiver, Load
+from kvstore.transport.lanes_sending import SendingLanes
 from kvstore.transport.neighbour import Readable
 from kvstore.transport.polling import Polled
+from kvstore.transport.runs import Runs, runs_of
 from kvstore.transport.sockets import (
     SocketOptions,
     close_listener,
     listen,
     listen_plain,
+    own_address,
     socket_uri,
     uri_of,
 )
@@ -69,6 +78,8 @@ class ZmqSendingEnd:
         self._staging = Staging(pages.block_bytes)
         self._polled = Polled()
         self._scheme = uri.partition("://")[0]
+        self._gone: list[bytes] = []
+        runs = _runs_for(uri, pages, ship)
         queue = ship.max_transfers + BUFFERS
         options = SocketOptions(
             max_frame_bytes=_MAX_REQUEST_BYTES, send_queue=queue, receive_queue=queue
@@ -84,7 +95,12 @@ class ZmqSendingEnd:
         self._polled.add(self._control)
         self._bulk = self._listen_for_bulk(socket_uri(uri), ship, options)
         self._readable = Readable(pages) if isinstance(pages, HostPages) else None
+        self._lanes: SendingLanes | None = None
         self._welcome = self._what_is_offered()
+        if runs is not None:
+            address = own_address(uri_of(self._control))
+            self._lanes = SendingLanes(runs, address, self._polled.wake)
+            self._welcome = replace(self._welcome, lane=runs.kind, device=runs.device)
         plain, key = digest_of(ship.digest), credentials.transport_key()
         keyed = keyed_of(ship.digest, key)
         self._digests: Mapping[Carriage, Digest] = {"frames": plain, "pages": plain, "bulk": keyed}
@@ -100,6 +116,8 @@ class ZmqSendingEnd:
         if self._bulk is not None:
             self._greet_on_bulk(self._bulk)
         while True:
+            if lost := self._turn_of_lanes():
+                return lost
             try:
                 peer, *frames = self._control.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -107,6 +125,8 @@ class ZmqSendingEnd:
             message = well_formed(frames[0]) if len(frames) == 1 else None
             if isinstance(message, Ready | Received | Cancel):
                 return FromReceiver(peer, message)
+            if isinstance(message, Taken | Broken | Entry) and self._lanes is not None:
+                self._lanes.on_message(peer, message)
             if isinstance(message, Hello):
                 with suppress(PeerGone):
                     _send(self._control, peer, self._welcome)
@@ -117,21 +137,33 @@ class ZmqSendingEnd:
 
     def lost(self) -> list[bytes]:
         """See SendingEnd."""
-        return []
+        gone, self._gone = self._gone, []
+        return gone
 
     def room(self) -> Room:
         """See SendingEnd."""
         room: dict[Carriage, int] = {"pages": max(1, _PAGES_BATCH_BYTES // self._pages.block_bytes)}
         if self._staging.free() is not None:
             room["frames"] = room["bulk"] = self._staging.batch_blocks
-        return lambda carriage, _peer: room.get(carriage, 0)
+        lanes = self._lanes
+        if lanes is None:
+            return lambda carriage, _peer: room.get(carriage, 0)
+        return lambda carriage, peer: (
+            lanes.room(peer) if carriage == "lane" else room.get(carriage, 0)
+        )
 
     def load(self, batch: Batch) -> Load:
         """See SendingEnd."""
+        if batch.carriage == "lane" and self._lanes is not None:
+            return Load(batch.peer, self._blocks(batch, self._lanes.load(batch), ()), "lane")
         return self._told(batch) if batch.carriage == "pages" else self._staged(batch)
 
     def post(self, load: Load) -> None:
         """See SendingEnd."""
+        if load.carriage == "lane" and self._lanes is not None:
+            self._lanes.send(load.peer, load.message)
+            self._tell_lanes()
+            return
         if load.buffer is None:
             _send(self._control, load.peer, load.message)
             return
@@ -149,8 +181,26 @@ class ZmqSendingEnd:
 
     def close(self) -> None:
         """Drop all connections; an ipc socket's path goes too."""
+        if self._lanes is not None:
+            self._lanes.close()
         close_listener(self._control)
         self._polled.close()
+
+    def _turn_of_lanes(self) -> FromReceiver | None:
+        if self._lanes is None:
+            return None
+        self._tell_lanes()
+        return self._lanes.receive()
+
+    def _tell_lanes(self) -> None:
+        """What lanes have to say, to whoever is still there."""
+        assert self._lanes is not None
+        for peer, message in self._lanes.turn():
+            try:
+                _send(self._control, peer, message)
+            except PeerGone:
+                self._lanes.drop(peer)
+                self._gone.append(peer)
 
     def _staged(self, batch: Batch) -> Load:
         number = self._staging.free()
@@ -205,6 +255,24 @@ class ZmqSendingEnd:
             if len(frames) == 1 and isinstance(well_formed(frames[0]), Hello):
                 with suppress(PeerGone):
                     _send(bulk, route, replace(self._welcome, bulk=""))
+
+
+def _runs_for(uri: str, pages: KVPages, ship: Ship) -> Runs | None:
+    """What this end's lanes carry, if it offers any.
+
+    An ``auto`` address offers one between GPUs, across hosts only where the network may carry KV in
+    the clear: nobody encrypts a lane. Raises ConfigError where the address asks for one that these
+    pages cannot have.
+    """
+    scheme = uri.partition("://")[0]
+    if scheme in get_args(LaneKind):
+        runs = runs_of(pages, ship.digest)
+        if runs.kind != scheme:
+            raise ConfigError(f"{uri}: these KV pages can go by {runs.kind}, not by {scheme}")
+        return runs
+    private = socket_uri(uri).startswith("zmq+ipc:") or ship.bulk == "authenticated"
+    on_device = isinstance(pages, DevicePages)
+    return runs_of(pages, ship.digest) if scheme == "auto" and private and on_device else None
 
 
 def _send(

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import torch
+
 from kvstore.codec import encode, well_formed
 from kvstore.messages import AnyMessage, Blocks, Cancel, Failed, Ready, Received
 from kvstore.pages import HostPages, KVPages
@@ -25,6 +28,7 @@ from kvstore.transport.ends import (
     ReceivingEnd,
     SendingEnd,
 )
+from kvstore.transport.lanes_receiving import Arrived
 from kvstore.transport.neighbour import Neighbour
 
 TURN_SECONDS = 0.001
@@ -79,11 +83,13 @@ class Weather(Generic[Arrival]):
     def _meet(self, arrival: Arrival) -> None:
         faults, rng = self._faults, self._rng
         if rng.random() < faults.drop:
+            _release(arrival)
             return
         for kind, share in (("truncate", faults.truncate), ("flip", faults.flip)):
             if rng.random() < share:
                 damaged = self._damage(arrival, rng, kind)
                 if damaged is None:
+                    _release(arrival)
                     return
                 arrival = damaged
         wait = rng.randint(1, 5) if rng.random() < faults.delay else 0
@@ -98,6 +104,12 @@ class Weather(Generic[Arrival]):
     def _hold(self, arrival: Arrival, turn: int) -> None:
         self._count += 1
         heapq.heappush(self._held, (turn, self._count, arrival))
+
+
+def _release(arrival: FromReceiver | FromSender) -> None:
+    """Nobody else will be done with it."""
+    if isinstance(arrival, FromSender) and arrival.cargo is not None:
+        arrival.cargo.release()
 
 
 def _broken(data: bytes, rng: random.Random, kind: str) -> bytes:
@@ -132,6 +144,9 @@ def _damaged_down(arrival: FromSender, rng: random.Random, kind: str) -> FromSen
 def _damaged_cargo(cargo: Cargo, rng: random.Random, kind: str) -> Cargo:
     if isinstance(cargo, Frame):
         return replace(cargo, frame=memoryview(_broken(bytes(cargo.frame), rng, kind)))
+    if isinstance(cargo, Arrived):
+        broken = _broken(cargo.run.numpy().tobytes(), rng, kind)
+        return replace(cargo, run=torch.from_numpy(np.frombuffer(broken, dtype=np.int8).copy()))
     assert isinstance(cargo, RemotePages)
     return _FlawedPages(cargo, rng)
 

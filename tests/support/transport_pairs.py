@@ -28,12 +28,12 @@ from tests.support.faulty_transport import Faults, FaultyReceivingEnd, FaultySen
 from tests.support.memory_transport import MemoryReceivingEnd, MemorySendingEnd
 from tests.support.transfers import GENERATION, Errand, Errands, Noise
 
-TRANSPORTS = ("zmq+tcp", "bulk", "zmq+ipc", "shm", "auto", "memory")
+TRANSPORTS = ("zmq+tcp", "bulk", "zmq+ipc", "shm", "auto", "gloo", "memory")
 """``bulk`` is zmq+tcp with KV on a plain connection beside."""
 
 BLOCKS = 160
 DEADLINE_SECONDS = 100.0
-SECONDS = 20.0
+SECONDS = 60.0
 """How long a test waits for what must happen."""
 
 Found = TypeVar("Found")
