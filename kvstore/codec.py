@@ -26,6 +26,10 @@ class _Envelope(msgspec.Struct, frozen=True):
     message: AnyMessage
 
 
+# Prepared here, where there is one thread: two that prepare a struct at once crash the process.
+msgspec.json.Decoder(_Envelope)
+
+
 def _refuse_ext(code: int, _data: bytes) -> object:
     raise WireError(f"message carries an extension type ({code}), which is never accepted")
 
