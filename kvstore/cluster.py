@@ -87,19 +87,25 @@ class DecodeWorkers(Workers, frozen=True):
 class Ship(Section, frozen=True):
     """KV shipping between workers.
 
-    ``window_mib``: what a transfer may have on the way. ``transport`` "auto" reads KV of a worker
-    on the same host from its memory, and has it sent where that cannot be; "zmq" has it sent.
+    ``window_mib``: what may be on the way to one receiver. ``transport`` "auto" reads KV of a
+    worker on the same host from its memory, or takes NCCL between two GPUs, and has it sent where
+    neither can be; "zmq" has it sent. NCCL encrypts nothing: "auto" takes it across hosts only
+    with ``bulk`` "authenticated", "nccl" always.
     ``bulk`` "authenticated" is for networks of the cluster's own: KV then crosses them in the
     clear, on a connection beside the encrypted one, with a keyed MAC for each block.
     """
 
-    transport: Literal["auto", "zmq", "shm"] = "auto"
+    transport: Literal["auto", "zmq", "shm", "nccl"] = "auto"
     bulk: Literal["encrypted", "authenticated"] = "encrypted"
     digest: DigestName = "xxh3-128"
     lease_seconds: Seconds = 30.0
     deadline_seconds: Seconds = 120.0
     window_mib: Positive = 32
     max_transfers: Positive = 256
+
+    def window_blocks(self, block_bytes: int) -> int:
+        """``window_mib`` in blocks, at least one."""
+        return max(1, (self.window_mib << 20) // block_bytes)
 
 
 class Dram(Section, frozen=True):
@@ -162,7 +168,7 @@ class Addresses(Section, frozen=True):
 
     ``http`` is ``http://host:port`` or ``unix:/path`` (HTTP over a Unix socket); ``feed`` is
     ``zmq+tcp://host:port`` or ``zmq+ipc:///path``, and so is ``ship``, but for its scheme, which
-    may name another transport (``auto``, ``shm``); the others are private to the
+    may name another transport (``auto``, ``shm``, ``nccl``); the others are private to the
     worker's host: ``events`` (engine to relay) and ``gate`` (connector to HTTP gate) and
     ``abandon`` (gate to connector), always ``ipc://``.
     """
@@ -211,6 +217,11 @@ def parse(text: str, source: str = "configuration") -> ClusterConfig:
         raise ConfigError(
             f"{source}: ship.transport 'shm' reads memory of the same host, and network.kind is "
             "'tcp': choose 'auto'"
+        )
+    if config.ship.digest == "none" and config.ship.transport != "zmq":
+        raise ConfigError(
+            f"{source}: ship.digest 'none' cannot tell a page that was given away while it was "
+            "read from the sender's memory: choose ship.transport 'zmq', or leave digests on"
         )
     return config
 

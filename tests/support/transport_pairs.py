@@ -23,7 +23,7 @@ from kvstore.transport.ends import ReceivingEnd, SendingEnd
 from kvstore.transport.fetcher import Fetch, Fetcher
 from kvstore.transport.shipper import Shipper
 from kvstore.transport.zeromq_receiving import ZmqReceivingEnd
-from kvstore.transport.zeromq_sending import ZmqSendingEnd
+from kvstore.transport.zeromq_sending import Sender, ZmqSendingEnd
 from tests.support.faulty_transport import Faults, FaultyReceivingEnd, FaultySendingEnd
 from tests.support.memory_transport import MemoryReceivingEnd, MemorySendingEnd
 from tests.support.transfers import GENERATION, Errand, Errands, Noise
@@ -80,10 +80,12 @@ def open_ends(
         return sending, MemoryReceivingEnd({uri: sending}, target.pages, Xxh3(), "frames")
     ship = Ship(bulk="authenticated" if transport == "bulk" else "encrypted")
     local = f"{transport}://{place.folder}/ship"
-    uri = "zmq+tcp://127.0.0.1:0" if transport in {"zmq+tcp", "bulk"} else local
+    remote = {"zmq+tcp": "zmq+tcp", "bulk": "zmq+tcp", "gloo+tcp": "gloo"}
+    uri = f"{remote[transport]}://127.0.0.1:0" if transport in remote else local
+    sender = Sender(GENERATION, bytes(32))
     return (
-        ZmqSendingEnd(uri, source.pages, GENERATION, ship, place.credentials),
-        ZmqReceivingEnd(target.pages, ship, place.credentials),
+        ZmqSendingEnd(uri, source.pages, sender, ship, place.credentials),
+        ZmqReceivingEnd(target.pages, bytes(32), ship, place.credentials),
     )
 
 

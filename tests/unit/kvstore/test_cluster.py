@@ -144,6 +144,8 @@ def test_addresses_follow_the_network() -> None:
     assert tcp.ship == "auto://a:7209"
     sent = parse("[ship]\ntransport='zmq'")
     assert addresses(sent, RUN_DIR, "prefill", 0).ship.startswith("zmq+ipc:///")
+    joined = parse("[ship]\ntransport='nccl'\n[network]\nkind='tcp'")
+    assert addresses(joined, RUN_DIR, "prefill", 0).ship == "nccl://127.0.0.1:7101"
     for private in (tcp.events, tcp.gate, tcp.abandon):
         assert private.startswith("ipc:///run/kvferry/decode-2.")
 
