@@ -139,10 +139,11 @@ class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
         teller = Teller(link)
         pages = open_pages(heads_of(caches, part))
         setting = Setting(settings.ship, credentials, time.monotonic)
-        fetcher = open_fetcher(pages, setting, teller, link.socket)
+        sliced = layout.of_slice(part, pages.page_bytes)
+        fetcher = open_fetcher(pages, sliced, setting, teller, link.socket)
         key = credentials.transport_key()
         receiver = Receiver(settings.worker, settings.generation, key, time.monotonic)
-        return SliceFetching(fetcher, teller, layout.of_slice(part, pages.page_bytes), receiver)
+        return SliceFetching(fetcher, teller, sliced, receiver)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         if self._working and isinstance(kv_connector_metadata, DecodeMetadata):

@@ -46,6 +46,10 @@ class SliceFetching:
         """End the thread behind this."""
         self._fetcher.stop()
 
+    def fence(self) -> None:
+        """See Fetcher."""
+        self._fetcher.fence()
+
     def fetch(self, order: FetchOrder) -> None:
         """Ask for what is ordered; ends exactly once in ``take_ended``."""
         self._teller.expect(order.transfer, self._asked(order))

@@ -41,6 +41,8 @@ class DecodeWorking:
         self._patience = IDLE_SECONDS if orders.idle else 0.0
         for transfer in orders.aborts:
             self._abort(transfer)
+        if orders.fetches:
+            self._slices[0].fence()  # on a device an earlier step may still write what it was given
         for order in orders.fetches:
             self._fetch(order)
         for part in self._slices:

@@ -87,10 +87,10 @@ class DecodeWorkers(Workers, frozen=True):
 class Ship(Section, frozen=True):
     """KV shipping between workers.
 
-    ``window_mib``: what may be on the way to one receiver. ``transport`` "auto" reads KV of a
-    worker on the same host from its memory, or takes NCCL between two GPUs, and has it sent where
-    neither can be; "zmq" has it sent. NCCL encrypts nothing: "auto" takes it across hosts only
-    with ``bulk`` "authenticated", "nccl" always.
+    ``window_mib``: what a transfer may have on the way; one receiver, four times that.
+    ``transport`` "auto" reads KV of a worker on the same host from its memory, or takes NCCL
+    between two GPUs, and has it sent where neither can be; "zmq" has it sent. NCCL encrypts
+    nothing: "auto" takes it across hosts only with ``bulk`` "authenticated", "nccl" always.
     ``bulk`` "authenticated" is for networks of the cluster's own: KV then crosses them in the
     clear, on a connection beside the encrypted one, with a keyed MAC for each block.
     """

@@ -80,7 +80,9 @@ class Reports:
             finally:
                 self._awaited.pop(transfer, None)
         outcomes, begun = self._outcomes.pop(transfer, []), self._begun.pop(transfer, [])
-        return _merged(outcomes) if outcomes else None, begun[0] if begun else None
+        # What only some of the slices have told is not known: another may have failed.
+        told = _merged(outcomes) if len(outcomes) == self._slices else None
+        return told, begun[0] if begun else None
 
     def _take(self) -> None:
         for report in self._link.reports():

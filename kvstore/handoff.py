@@ -21,6 +21,16 @@ PARAMS_KEY = "kvferry"
 TransferHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 
+ShipUri = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=512,
+        pattern=r"^[a-z+]{2,10}://(/[^\s]*|[A-Za-z0-9._-]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5})$",
+    ),
+]
+"""A path, or host and port, behind a transport's scheme."""
+
+
 class PrefillTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For the prefill leg: ship this prompt's KV to whoever proves to be its decode leg."""
 
@@ -37,7 +47,7 @@ class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
 
     transfer: TransferHex
     ttl_ms: Annotated[int, msgspec.Meta(gt=0, le=3_600_000)]
-    ship: Annotated[str, msgspec.Meta(max_length=512)]
+    ship: ShipUri
     sender_generation: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     held: Count = 0
 

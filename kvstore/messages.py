@@ -52,7 +52,8 @@ PROTOCOL_VERSION = 3
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Uri = Annotated[str, msgspec.Meta(max_length=512)]
-Detail = Annotated[str, msgspec.Meta(max_length=1024)]
+MAX_DETAIL_BYTES = 1024
+Detail = Annotated[str, msgspec.Meta(max_length=MAX_DETAIL_BYTES)]
 Transfer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Digest32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -117,15 +118,16 @@ class Hello(Message, frozen=True, tag=True):
 class Welcome(Message, frozen=True, tag=True):
     """How else than in frames a prefill worker's blocks may be had.
 
-    ``bulk``: where it takes plain connections, if it does. ``lane``: the communicator it builds, if
-    any, from its ``device`` (the GPU's UUID, "" for host memory). On the same host its process
-    ``pid`` may be read (if that is not 0): the page of (layer, block) is ``page_bytes`` long and at
-    ``base + layer * layer_step + block * block_step``, and who finds ``probe`` at ``probe_at``
-    reads the right process.
+    ``bulk``: where it takes plain connections, if it does, from who knows ``token``. ``lane``: the
+    communicator it builds, if any, from its ``device`` (the GPU's UUID, "" for host memory). On the
+    same host its process ``pid`` may be read (if that is not 0): the page of (layer, block) is
+    ``page_bytes`` long and at ``base + layer * layer_step + block * block_step``, and who finds
+    ``probe`` at ``probe_at`` reads the right process.
     """
 
     version: Count
     bulk: Uri = ""
+    token: Annotated[str, msgspec.Meta(max_length=64)] = ""
     lane: LaneKind | None = None
     device: Annotated[str, msgspec.Meta(max_length=128)] = ""
     pid: Count = 0

@@ -187,6 +187,10 @@ class ReceiverCore:
         """Nothing ends by itself before; None when nothing is under way."""
         return self._earliest if self._live else None
 
+    def awaits(self, peer: str) -> bool:
+        """Whether any transfer of this sender's is under way."""
+        return any(inbound.reservation.peer == peer for inbound in self._live.values())
+
     def live(self) -> int:
         """Transfers not yet ended."""
         return len(self._live)

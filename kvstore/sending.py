@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hmac
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kvstore.errors import LayoutMismatch
 from kvstore.layout import KVLayout, Place
 from kvstore.messages import (
+    MAX_DETAIL_BYTES,
     PROTOCOL_VERSION,
     Cancel,
     Carriage,
@@ -23,6 +24,9 @@ from kvstore.messages import (
     Received,
 )
 from kvstore.transfer import Prompt, ready_mac
+
+WINDOWS_OF_ONE = 4
+"""How many transfers' windows one receiver may have on the way in all."""
 
 TOMBSTONES = 4096
 """Ended transfers remembered, so that a late Ready is refused at once instead of waiting."""
@@ -108,6 +112,7 @@ class SenderCore:
         self._replies: list[tuple[bytes, Failed]] = []
         self._settled: list[bytes] = []
         self._earliest = math.inf  # no lease ends before
+        self._under_way: Counter[bytes] = Counter()
 
     # -- from the engine
 
@@ -184,8 +189,9 @@ class SenderCore:
         if outbound is None or outbound.peer != peer or message.group >= len(outbound.next):
             return
         group = message.group
-        if message.through <= outbound.next[group]:
-            outbound.acked[group] = max(outbound.acked[group], message.through)
+        if outbound.acked[group] < message.through <= outbound.next[group]:
+            self._under_way[peer] -= message.through - outbound.acked[group]
+            outbound.acked[group] = message.through
             self._end_if_over(message.transfer, outbound)
 
     def on_cancel(self, peer: bytes, message: Cancel) -> None:
@@ -215,7 +221,11 @@ class SenderCore:
             ready, peer = outbound.ready, outbound.peer
             if not outbound.pages or not outbound.next or ready is None or peer is None:
                 continue
-            most = min(room(ready.carriage, peer), self._window - outbound.under_way)
+            most = min(
+                room(ready.carriage, peer),
+                self._window - outbound.under_way,
+                WINDOWS_OF_ONE * self._window - self._under_way[peer],
+            )
             for group, first in enumerate(outbound.next):
                 if ids := _run(outbound.pages, group, range(first, min(first + most, ready.stop))):
                     self._live.move_to_end(transfer)
@@ -228,6 +238,7 @@ class SenderCore:
         if outbound is None or outbound.next[batch.group] != batch.first:
             return
         outbound.next[batch.group] += len(batch.block_ids)
+        self._under_way[batch.peer] += len(batch.block_ids)
         for at in range(batch.first, outbound.next[batch.group]):
             outbound.pages.pop((batch.group, at), None)
         self._end_if_over(batch.transfer, outbound)
@@ -308,10 +319,14 @@ class SenderCore:
         self._end(transfer, reason)
 
     def _refuse(self, peer: bytes, transfer: bytes, reason: FailReason, detail: str) -> None:
-        self._replies.append((peer, Failed(transfer, reason, detail[:1024])))
+        self._replies.append((peer, Failed(transfer, reason, _cut(detail))))
 
     def _end(self, transfer: bytes, reason: FailReason | None) -> None:
         outbound = self._live.pop(transfer)
+        if outbound.peer is not None:
+            self._under_way[outbound.peer] -= outbound.under_way
+            if not self._under_way[outbound.peer]:
+                del self._under_way[outbound.peer]
         if outbound.prompt is not None or transfer in self._gone:
             self._settled.append(transfer)
         self._gone[transfer] = reason or "unknown-transfer"
@@ -328,3 +343,8 @@ def _run(pages: Mapping[Place, int], group: int, positions: range) -> tuple[int,
             break
         ids.append(page)
     return tuple(ids)
+
+
+def _cut(detail: str) -> str:
+    """As much of it as a message takes, which is counted in bytes."""
+    return detail.encode()[:MAX_DETAIL_BYTES].decode(errors="ignore")

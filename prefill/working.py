@@ -48,6 +48,8 @@ class PrefillWorking:
                     shipper.withdraw(transfer)
         for opening in orders.openings:
             self._open(opening)
+        if orders.supplies_before:
+            self._shippers[0].fence()  # on a device an earlier step may still be writing them
         self._supply(orders.supplies_before)
         for load in orders.loads:
             self._tier.load(load)

@@ -61,14 +61,15 @@ class NoDigest:
 class Keyed:
     """GMAC (NIST SP 800-38D), which only workers of this cluster can make: a MAC, not a checksum.
 
-    The key is the transfer's own, and the block's place in it is the nonce, which is why neither
-    may ever be used twice: a transfer's number is random, and a block of it is sent once.
+    The key is the transfer's own, in this layout (every slice of KV heads has another); the block's
+    place in it is the nonce. Neither may ever be used twice, and is not: a transfer's number is
+    random, and a block of it is sent once.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, fingerprint: bytes) -> None:
         @lru_cache(_TRANSFERS)
         def of_transfer(transfer: bytes) -> AESGCM:
-            return AESGCM(hmac.digest(key, b"kvferry bulk 1" + transfer, "sha256"))
+            return AESGCM(hmac.digest(key, b"kvferry bulk 1" + fingerprint + transfer, "sha256"))
 
         self._of_transfer = of_transfer
 
@@ -85,6 +86,6 @@ def digest_of(name: DigestName) -> Digest:
     return Xxh3() if name == "xxh3-128" else NoDigest()
 
 
-def keyed_of(name: DigestName, key: bytes) -> Digest:
+def keyed_of(name: DigestName, key: bytes, fingerprint: bytes) -> Digest:
     """What blocks get on a connection where anybody may write; with "none", nothing either."""
-    return NoDigest() if name == "none" else Keyed(key)
+    return NoDigest() if name == "none" else Keyed(key, fingerprint)

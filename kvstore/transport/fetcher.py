@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -30,7 +30,23 @@ _ARRIVALS = 4
 _OUTBOX = 1024
 """Messages kept for a peer that cannot be reached; beyond it the oldest are dropped."""
 
+_SOON_SECONDS, _LATER_SECONDS = 1.0, 0.05
+"""A connection stands soon, where there is anybody; who is not there then is looked for less."""
+
+_TELLING_SECONDS = 5.0
+"""How long it is tried to tell a sender that it need not send."""
+
 log = logging.getLogger("kvferry.decode")
+
+
+@dataclass
+class _Box:
+    """Messages for a sender, the latest of them put in at ``since``."""
+
+    messages: deque[Ready | Received | Cancel] = field(
+        default_factory=lambda: deque(maxlen=_OUTBOX)
+    )
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ class Fetcher:
         self._end = end
         self._clock = clock
         self._audience: Audience = audience or Nobody()
-        self._outbox: dict[str, deque[Ready | Received | Cancel]] = {}
+        self._outbox: dict[str, _Box] = {}
         self._done: list[Ended] = []
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
@@ -109,6 +125,10 @@ class Fetcher:
         self._thread.join(seconds)
         self._end.close()
         self._audience.close()
+
+    def fence(self) -> None:
+        """Called by the engine's thread: what it has queued for its pages is done on return."""
+        self._pages.fence()
 
     def fetch(self, fetch: Fetch) -> None:
         """Memory is reserved; fetch the blocks. Ends exactly once in ``take_ended``."""
@@ -158,10 +178,12 @@ class Fetcher:
                 self._end.wait(self._patience())
 
     def _patience(self) -> float:
+        now = self._clock()
         with self._lock:
             deadline = self._core.next_deadline()
-            if any(self._outbox.values()):
-                return _DIALLING_SECONDS
+            waited = min((now - box.since for box in self._outbox.values()), default=None)
+        if waited is not None:
+            return _DIALLING_SECONDS if waited < _SOON_SECONDS else _LATER_SECONDS
         return min(_IDLE_SECONDS, deadline - self._clock()) if deadline else _IDLE_SECONDS
 
     def _receive_some(self) -> int:
@@ -213,18 +235,27 @@ class Fetcher:
         self._core.peer_lost(peer, detail, self._clock())
 
     def _post(self, peer: str, message: Ready | Received | Cancel) -> None:
-        self._outbox.setdefault(peer, deque(maxlen=_OUTBOX)).append(message)
+        box = self._outbox.setdefault(peer, _Box())
+        box.messages.append(message)
+        box.since = self._clock()
 
     def _send(self) -> None:
         """Send what is due, in order per peer; a peer that is not there yet keeps its turn."""
         with self._lock:
             for peer, message in self._core.take_outgoing():
                 self._post(peer, message)
-            for peer in [peer for peer, box in self._outbox.items() if box]:
+            for peer, box in list(self._outbox.items()):
                 try:
-                    self._send_to(peer, self._outbox[peer])
+                    self._send_to(peer, box.messages)
                 except PeerGone as error:
                     self._lose(peer, str(error))
+                if not box.messages or self._given_up(peer, box):
+                    self._outbox.pop(peer, None)
+
+    def _given_up(self, peer: str, box: _Box) -> bool:
+        """Nothing is awaited from there any more, and nobody there to be told."""
+        waited = self._clock() - box.since
+        return waited > _TELLING_SECONDS and not self._core.awaits(peer)
 
     def _send_to(self, peer: str, box: deque[Ready | Received | Cancel]) -> None:
         carriage = self._end.carriage(peer)

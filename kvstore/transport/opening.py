@@ -18,7 +18,7 @@ from kvstore.transport.fetcher import Audience, Fetcher
 from kvstore.transport.polling import Pollable
 from kvstore.transport.shipper import Shipper
 from kvstore.transport.zeromq_receiving import ZmqReceivingEnd
-from kvstore.transport.zeromq_sending import ZmqSendingEnd
+from kvstore.transport.zeromq_sending import Sender, ZmqSendingEnd
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,17 @@ def open_shipper(
         generation,
         layout,
         credentials.transport_key(),
-        window=max(1, (ship.window_mib << 20) // pages.block_bytes),
+        window=ship.window_blocks(pages.block_bytes),
         limit=ship.max_transfers,
     )
-    end = ZmqSendingEnd(uri, pages, generation, ship, credentials)
+    sender = Sender(generation, layout.fingerprint)
+    end = ZmqSendingEnd(uri, pages, sender, ship, credentials)
     return Shipper(core, pages, end, setting.clock)
 
 
 def open_fetcher(
     pages: KVPages,
+    layout: KVLayout,
     setting: Setting,
     audience: Audience | None = None,
     audience_socket: Pollable | None = None,
@@ -64,7 +66,7 @@ def open_fetcher(
     The fetching thread looks after ``audience`` whenever ``audience_socket`` is readable.
     """
     ship, credentials = setting.ship, setting.credentials
-    end = ZmqReceivingEnd(pages, ship, credentials)
+    end = ZmqReceivingEnd(pages, layout.fingerprint, ship, credentials)
     if audience_socket is not None:
         end.also_await(audience_socket)
     core = ReceiverCore(pages.block_bytes)

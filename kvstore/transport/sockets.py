@@ -22,7 +22,7 @@ from kvstore.credentials import Credentials, PeerRole
 from kvstore.errors import ConfigError
 from kvstore.messages import LaneKind
 from kvstore.private import require_private
-from kvstore.transport.curve import allow_list, start_authenticator
+from kvstore.transport.curve import allow_list, start_authenticator, token_domain
 
 _HANDSHAKE_MS = 3000
 _HEARTBEAT_MS = 1000
@@ -92,12 +92,13 @@ def listen(
 
 
 def listen_plain(
-    context: zmq.Context[Socket], beside: str, options: SocketOptions = DEFAULT_OPTIONS
+    context: zmq.Context[Socket], beside: str, token: str, options: SocketOptions = DEFAULT_OPTIONS
 ) -> Socket:
     """A bound ROUTER without CURVE, for bulk: on the host of ``beside`` (a URI), two ports on.
 
-    Where that leaves the port to the system, so does this. Anybody may connect; who does learns
-    nothing and takes nobody's place. Raises ConfigError when the port is in use.
+    Where that leaves the port to the system, so does this. Nobody without ``token`` gets past the
+    handshake; it crosses the network in the clear, as all that follows it. Raises ConfigError when
+    the port is in use.
     """
     host, _, port = _numeric(_endpoint(beside)).removeprefix("tcp://").rpartition(":")
     endpoint = f"tcp://{host}:{int(port) + BULK_PORT if int(port) else 0}"
@@ -105,6 +106,10 @@ def listen_plain(
     try:
         _bound(router, options)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        start_authenticator(context)
+        router.setsockopt(zmq.ZAP_DOMAIN, token_domain(token))
+        router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        router.setsockopt(zmq.PLAIN_SERVER, 1)
         router.setsockopt(zmq.IPV6, int("[" in endpoint))
         router.bind(endpoint)
     except zmq.ZMQError as error:
@@ -114,7 +119,7 @@ def listen_plain(
 
 
 def dial_plain(
-    context: zmq.Context[Socket], uri: str, options: SocketOptions = DEFAULT_OPTIONS
+    context: zmq.Context[Socket], uri: str, token: str, options: SocketOptions = DEFAULT_OPTIONS
 ) -> Socket:
     """A DEALER to a ``listen_plain``. Raises ConfigError when the address is malformed."""
     endpoint = _endpoint(uri)
@@ -125,6 +130,8 @@ def dial_plain(
         _bound(dealer, options)
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.ROUTING_ID, options.routing_id)
+        dealer.setsockopt(zmq.PLAIN_USERNAME, b"bulk")
+        dealer.setsockopt(zmq.PLAIN_PASSWORD, token.encode())
         dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
         dealer.connect(endpoint)
     except zmq.ZMQError as error:

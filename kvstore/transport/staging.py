@@ -10,7 +10,10 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 BUFFERS = 16
+BUFFERS_OF_ONE = 4
 BATCH_BYTES = 1 << 20
+MAX_BATCH_BLOCKS = 4096
+"""Digests that a message takes."""
 
 
 class Sending(Protocol):
@@ -21,14 +24,18 @@ class Sending(Protocol):
 
 
 class Staging:
-    """``BUFFERS`` buffers of about ``BATCH_BYTES``, at least one block each, for all peers."""
+    """``BUFFERS`` buffers of about ``BATCH_BYTES``, at least one block each, for all peers.
+
+    One peer gets ``BUFFERS_OF_ONE`` at most, so that who takes nothing keeps nobody else waiting.
+    """
 
     def __init__(self, block_bytes: int) -> None:
         self.block_bytes = block_bytes
-        self.batch_blocks = max(1, BATCH_BYTES // block_bytes)
+        self.batch_blocks = min(MAX_BATCH_BLOCKS, max(1, BATCH_BYTES // block_bytes))
         size = self.batch_blocks * block_bytes
         self._buffers = [np.ones(size, dtype=np.uint8) for _ in range(BUFFERS)]
         self._sendings: list[Sending | None] = [None] * BUFFERS
+        self._peers: list[bytes] = [b""] * BUFFERS
 
     def free(self) -> int | None:
         """The number of a buffer that may be written, None when all are on the way."""
@@ -42,6 +49,14 @@ class Staging:
         """The first ``blocks`` blocks of buffer ``number``."""
         return self._buffers[number][: blocks * self.block_bytes]
 
-    def lend(self, number: int, sending: Sending) -> None:
-        """The buffer is read until ``sending`` is done."""
-        self._sendings[number] = sending
+    def lend(self, number: int, sending: Sending, peer: bytes) -> None:
+        """The buffer is on its way to ``peer``, and is read until ``sending`` is done."""
+        self._sendings[number], self._peers[number] = sending, peer
+
+    def free_for(self, peer: bytes) -> bool:
+        """Whether ``peer`` may have another buffer, if one is free."""
+        lent = sum(
+            sending is not None and not sending.done and holder == peer
+            for sending, holder in zip(self._sendings, self._peers, strict=True)
+        )
+        return lent < BUFFERS_OF_ONE

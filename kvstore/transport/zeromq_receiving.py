@@ -122,12 +122,14 @@ class _Peer:
 class ZmqReceivingEnd:
     """Dials sending ends; a connection that breaks is dialled anew with the next message."""
 
-    def __init__(self, pages: KVPages, ship: Ship, credentials: Credentials) -> None:
+    def __init__(
+        self, pages: KVPages, fingerprint: bytes, ship: Ship, credentials: Credentials
+    ) -> None:
         self._pages = pages
         self._credentials = credentials
         self._wants_bulk = ship.bulk == "authenticated"
         self._digest = digest_of(ship.digest)
-        self._keyed = keyed_of(ship.digest, credentials.transport_key())
+        self._keyed = keyed_of(ship.digest, credentials.transport_key(), fingerprint)
         self._options = SocketOptions(
             max_frame_bytes=max(2 * pages.block_bytes + BATCH_BYTES, MAX_HEADER_BYTES),
             send_queue=ship.max_transfers,
@@ -237,6 +239,11 @@ class ZmqReceivingEnd:
 
     def _choose(self, peer: str, connection: _Peer, welcome: Welcome) -> None:
         """The sender has said what it offers: take the fastest."""
+        if welcome.version != PROTOCOL_VERSION:
+            connection.refusal = (
+                f"protocol {welcome.version} at {peer}, {PROTOCOL_VERSION} here: run one version"
+            )
+            return
         if self._choose_lane(peer, connection, welcome):
             return
         if socket_uri(peer).startswith("zmq+tcp:"):
@@ -246,7 +253,7 @@ class ZmqReceivingEnd:
             connection.neighbour = Neighbour(welcome, self._pages, self._second)
         except PeerGone as error:
             if peer.startswith("shm:"):
-                connection.refusal = f"no shared memory with {peer}: {error}"
+                connection.refusal = f"{peer} cannot be read: {error}"
                 return
             connection.carriage = "frames"
             log.warning("KV from %s comes in frames: %s", peer, error)
@@ -293,7 +300,9 @@ class ZmqReceivingEnd:
         connection.route = secrets.token_bytes(16)
         options = replace(self._options, routing_id=connection.route)
         try:
-            connection.bulk = self._wired(dial_plain(self._polled.context, welcome.bulk, options))
+            connection.bulk = self._wired(
+                dial_plain(self._polled.context, welcome.bulk, welcome.token, options)
+            )
         except (zmq.ZMQError, ConfigError) as error:
             connection.refusal = f"no plain connection to {peer}: {error}"
             return

@@ -8,8 +8,10 @@ on a plain connection beside, or for a lane (:mod:`kvstore.lane`), where this en
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import get_args
 
 import zmq
@@ -37,7 +39,7 @@ from kvstore.messages import (
     Welcome,
 )
 from kvstore.pages import HostPages, KVPages
-from kvstore.sending import Batch, Room
+from kvstore.sending import WINDOWS_OF_ONE, Batch, Room
 from kvstore.transport.digests import Digest, digest_of, keyed_of
 from kvstore.transport.ends import FromReceiver, Load
 from kvstore.transport.lanes_sending import SendingLanes
@@ -53,7 +55,7 @@ from kvstore.transport.sockets import (
     socket_uri,
     uri_of,
 )
-from kvstore.transport.staging import BATCH_BYTES, BUFFERS, Staging
+from kvstore.transport.staging import BATCH_BYTES, BUFFERS, MAX_BATCH_BLOCKS, Staging
 
 _PAGES_BATCH_BYTES = 4 * BATCH_BYTES
 """A batch that is only told of: longer, since each costs both ends a message."""
@@ -67,20 +69,30 @@ _MAX_HELLO_BYTES = 256
 """Longest frame that the bulk socket takes, where nobody is known."""
 
 
+@dataclass(frozen=True)
+class Sender:
+    """Who a sending end sends for: a start of its engine, and what its blocks mean."""
+
+    generation: str
+    fingerprint: bytes
+
+
 class ZmqSendingEnd:
     """Listens for receiving ends. A peer costs at most a queue of ``_MAX_REQUEST_BYTES`` each."""
 
     def __init__(
-        self, uri: str, pages: KVPages, generation: str, ship: Ship, credentials: Credentials
+        self, uri: str, pages: KVPages, sender: Sender, ship: Ship, credentials: Credentials
     ) -> None:
         self._pages = pages
-        self._generation = generation
+        self._generation = sender.generation
         self._staging = Staging(pages.block_bytes)
         self._polled = Polled()
         self._scheme = uri.partition("://")[0]
         self._gone: list[bytes] = []
+        self._token = secrets.token_hex(16)
         runs = _runs_for(uri, pages, ship)
-        queue = ship.max_transfers + BUFFERS
+        under_way = WINDOWS_OF_ONE * ship.window_blocks(pages.block_bytes)
+        queue = ship.max_transfers + BUFFERS + under_way
         options = SocketOptions(
             max_frame_bytes=_MAX_REQUEST_BYTES, send_queue=queue, receive_queue=queue
         )
@@ -102,7 +114,7 @@ class ZmqSendingEnd:
             self._lanes = SendingLanes(runs, address, self._polled.wake)
             self._welcome = replace(self._welcome, lane=runs.kind, device=runs.device)
         plain, key = digest_of(ship.digest), credentials.transport_key()
-        keyed = keyed_of(ship.digest, key)
+        keyed = keyed_of(ship.digest, key, sender.fingerprint)
         self._digests: Mapping[Carriage, Digest] = {"frames": plain, "pages": plain, "bulk": keyed}
         self.wake = self._polled.wake
 
@@ -123,7 +135,9 @@ class ZmqSendingEnd:
             except zmq.Again:
                 return None
             message = well_formed(frames[0]) if len(frames) == 1 else None
-            if isinstance(message, Ready | Received | Cancel):
+            if isinstance(message, Ready) and message.carriage not in self._offered():
+                self._refuse(peer, message)
+            elif isinstance(message, Ready | Received | Cancel):
                 return FromReceiver(peer, message)
             if isinstance(message, Taken | Broken | Entry) and self._lanes is not None:
                 self._lanes.on_message(peer, message)
@@ -142,15 +156,19 @@ class ZmqSendingEnd:
 
     def room(self) -> Room:
         """See SendingEnd."""
-        room: dict[Carriage, int] = {"pages": max(1, _PAGES_BATCH_BYTES // self._pages.block_bytes)}
-        if self._staging.free() is not None:
-            room["frames"] = room["bulk"] = self._staging.batch_blocks
-        lanes = self._lanes
-        if lanes is None:
-            return lambda carriage, _peer: room.get(carriage, 0)
-        return lambda carriage, peer: (
-            lanes.room(peer) if carriage == "lane" else room.get(carriage, 0)
-        )
+        staged = self._staging.batch_blocks if self._staging.free() is not None else 0
+        told = max(1, _PAGES_BATCH_BYTES // self._pages.block_bytes)
+
+        def room(carriage: Carriage, peer: bytes) -> int:
+            match carriage:
+                case "pages":
+                    return min(told, MAX_BATCH_BLOCKS)
+                case "lane":
+                    return 0 if self._lanes is None else self._lanes.room(peer)
+                case "frames" | "bulk":
+                    return staged if staged and self._staging.free_for(peer) else 0
+
+        return room
 
     def load(self, batch: Batch) -> Load:
         """See SendingEnd."""
@@ -173,7 +191,7 @@ class ZmqSendingEnd:
         _send(socket, load.route if on_bulk else load.peer, load.message, more=True)
         tracker = socket.send(payload.data, zmq.NOBLOCK, copy=False, track=True)
         assert isinstance(tracker, zmq.MessageTracker)
-        self._staging.lend(load.buffer, tracker)
+        self._staging.lend(load.buffer, tracker, load.peer)
 
     def wait(self, seconds: float) -> None:
         """See SendingEnd. Nobody tells when ZeroMQ lets go of a buffer."""
@@ -185,6 +203,22 @@ class ZmqSendingEnd:
             self._lanes.close()
         close_listener(self._control)
         self._polled.close()
+
+    def _offered(self) -> set[Carriage]:
+        """How blocks of this end may be had."""
+        offered: set[Carriage] = {"frames"}
+        if self._welcome.pid:
+            offered.add("pages")
+        if self._bulk is not None:
+            offered.add("bulk")
+        if self._lanes is not None:
+            offered.add("lane")
+        return offered
+
+    def _refuse(self, peer: bytes, ready: Ready) -> None:
+        detail = f"blocks cannot be had by {ready.carriage!r} here"
+        with suppress(PeerGone):
+            _send(self._control, peer, Failed(ready.transfer, "protocol", detail))
 
     def _turn_of_lanes(self) -> FromReceiver | None:
         if self._lanes is None:
@@ -232,14 +266,14 @@ class ZmqSendingEnd:
         if ship.bulk != "authenticated" or not uri.startswith("zmq+tcp:"):
             return None
         from_nobody = SocketOptions(_MAX_HELLO_BYTES, options.send_queue, BUFFERS)
-        socket = listen_plain(self._polled.context, uri, from_nobody)
+        socket = listen_plain(self._polled.context, uri, self._token, from_nobody)
         self._polled.add(socket)
         return socket
 
     def _what_is_offered(self) -> Welcome:
         """Only who is on this host asks at an ipc socket, and only there memory can be read."""
         if self._bulk is not None:
-            return Welcome(PROTOCOL_VERSION, bulk=uri_of(self._bulk))
+            return Welcome(PROTOCOL_VERSION, bulk=uri_of(self._bulk), token=self._token)
         local = uri_of(self._control).startswith("zmq+ipc:")
         if local and self._readable is not None:
             return self._readable.message
@@ -254,7 +288,7 @@ class ZmqSendingEnd:
                 return
             if len(frames) == 1 and isinstance(well_formed(frames[0]), Hello):
                 with suppress(PeerGone):
-                    _send(bulk, route, replace(self._welcome, bulk=""))
+                    _send(bulk, route, replace(self._welcome, bulk="", token=""))
 
 
 def _runs_for(uri: str, pages: KVPages, ship: Ship) -> Runs | None:

@@ -44,6 +44,7 @@ SAMPLES: list[AnyMessage] = [
     Welcome(
         version=1,
         bulk="tcp://10.0.0.1:7103",
+        token="c0ffee",
         lane="nccl",
         device="GPU-6f12",
         pid=4711,

@@ -63,7 +63,7 @@ class Victim:
         """An honest receiver connects and gets its blocks bit for bit."""
         errand = next(self._left)
         target = Noise(LAYOUT, BLOCKS, 2)
-        fetcher = open_fetcher(target.pages, self.setting)
+        fetcher = open_fetcher(target.pages, LAYOUT, self.setting)
         fetcher.start()
         fetch(fetcher, self.setting, self.uri, errand, GENERATION)
         (end,) = until(fetcher.take_ended)

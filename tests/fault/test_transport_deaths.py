@@ -58,7 +58,7 @@ class Receiving:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.target = Noise(LAYOUT, BLOCKS, 2)
-        self.fetcher: Fetcher = open_fetcher(self.target.pages, setting)
+        self.fetcher: Fetcher = open_fetcher(self.target.pages, LAYOUT, setting)
         self.fetcher.start()
         self._ended: dict[bytes, Ended] = {}
 

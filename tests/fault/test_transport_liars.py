@@ -131,7 +131,7 @@ def test_memory_that_cannot_be_read_is_refused_or_sent_in_frames(
     memory = Memory()
     target = Noise(LAYOUT, BLOCKS, 2)
     before = target.bytes.copy()
-    fetcher = open_fetcher(target.pages, scene.setting)
+    fetcher = open_fetcher(target.pages, LAYOUT, scene.setting)
     fetcher.start()
     try:
         insisting, flexible = shared_errands()[:2]
@@ -140,7 +140,7 @@ def test_memory_that_cannot_be_read_is_refused_or_sent_in_frames(
         scene.liar.says(peer, replace(memory.welcome, **lie))
         (end,) = until(fetcher.take_ended)
         assert end.reason == "peer-lost"
-        assert "no shared memory with" in end.detail
+        assert "cannot be read" in end.detail
         fetch(fetcher, scene.setting, scene.uri("auto"), flexible, GENERATION)
         peer, _ = scene.liar.hears(Hello)
         scene.liar.says(peer, replace(memory.welcome, **lie))
@@ -165,7 +165,7 @@ def test_blocks_that_are_not_where_they_are_said_to_be_leave_nothing_behind(
     memory, (errand, *_) = Memory(), shared_errands()
     target = Noise(LAYOUT, BLOCKS, 2)
     before = target.bytes.copy()
-    fetcher = open_fetcher(target.pages, scene.setting)
+    fetcher = open_fetcher(target.pages, LAYOUT, scene.setting)
     fetcher.start()
     try:
         fetch(fetcher, scene.setting, scene.uri("shm"), errand, GENERATION)
@@ -199,7 +199,7 @@ def test_blocks_beyond_the_reservation_end_the_transfer(scene: Scene) -> None:
     memory, (errand, *_) = Memory(), shared_errands()
     target = Noise(LAYOUT, BLOCKS, 2)
     before = target.bytes.copy()
-    fetcher = open_fetcher(target.pages, scene.setting)
+    fetcher = open_fetcher(target.pages, LAYOUT, scene.setting)
     fetcher.start()
     try:
         fetch(fetcher, scene.setting, scene.uri("zmq+ipc"), errand, GENERATION)
@@ -220,7 +220,7 @@ def test_one_senders_flood_keeps_no_other_waiting(scene: Scene) -> None:
     other = Liar(scene.setting, f"zmq+ipc://{scene.folder}/other")
     uris = scene.uri("zmq+ipc"), f"zmq+ipc://{scene.folder}/other"
     target = Noise(LAYOUT, BLOCKS, 2)
-    end = ZmqReceivingEnd(target.pages, Ship(), scene.setting.credentials)
+    end = ZmqReceivingEnd(target.pages, LAYOUT.fingerprint, Ship(), scene.setting.credentials)
     try:
         stale = Blocks(bytes(16), "old", 0, 0, (bytes(16),))
         for liar, uri, count in ((scene.liar, uris[0], 100), (other, uris[1], 2)):
@@ -242,7 +242,9 @@ def test_a_connection_that_makes_room_for_another_counts_as_lost(
 ) -> None:
     """Else its transfers would wait for their deadlines."""
     monkeypatch.setattr(zeromq_receiving, "PEERS", 1)
-    end = ZmqReceivingEnd(Noise(LAYOUT, 1, 1).pages, Ship(), scene.setting.credentials)
+    end = ZmqReceivingEnd(
+        Noise(LAYOUT, 1, 1).pages, LAYOUT.fingerprint, Ship(), scene.setting.credentials
+    )
     try:
         until(partial(end.send, scene.uri("zmq+ipc"), Cancel(bytes(16))))
         assert end.lost() == []

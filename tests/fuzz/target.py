@@ -56,7 +56,7 @@ class Target:
         credentials = Credentials(KEY, {})
         self._pages = Noise(LAYOUT, BLOCKS, 2)
         self._before = self._pages.bytes.copy()
-        self._end: Any = ZmqReceivingEnd(self._pages.pages, Ship(), credentials)
+        self._end: Any = ZmqReceivingEnd(self._pages.pages, LAYOUT.fingerprint, Ship(), credentials)
         self._errand = errand()
         others = set(range(BLOCKS)) - set(self._errand.target.values())
         self._others = sorted(others)

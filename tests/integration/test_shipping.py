@@ -99,7 +99,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     gate, abandon = f"ipc://{folder}/gate", f"ipc://{folder}/abandon"
     link = ConnectorLink(gate=gate, abandon=abandon)
     teller = Teller(link)
-    fetcher = open_fetcher(target_pages, setting, teller, link.socket)
+    fetcher = open_fetcher(target_pages, LAYOUT, setting, teller, link.socket)
     key = credentials.transport_key()
     receiver = Receiver("decode-0", "gen-d", key, time.monotonic)
     working = DecodeWorking([SliceFetching(fetcher, teller, LAYOUT, receiver)])

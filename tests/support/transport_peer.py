@@ -69,7 +69,7 @@ def send(uri: str, state: Path, generation: str) -> None:
 def receive(uri: str, state: Path) -> None:
     setting = setting_at(state)
     target = Noise(LAYOUT, BLOCKS, 2)
-    fetcher = open_fetcher(target.pages, setting)
+    fetcher = open_fetcher(target.pages, LAYOUT, setting)
     fetcher.start()
     threading.Thread(target=_tell, args=(fetcher,), daemon=True).start()
     print("receiving", flush=True)

@@ -96,7 +96,7 @@ class KvferryReceiver(Bystander):
         self._held = len(room.pages)
         setting = _setting(room, contender)
         self._key = setting.credentials.transport_key()
-        self._fetcher = open_fetcher(_pages(room), setting)
+        self._fetcher = open_fetcher(_pages(room), _LAYOUT, setting)
         self._fetcher.start()
         self._peer = ""
         self._number = 0

@@ -22,6 +22,10 @@ class Slice:
         self.over: list[Ended] = []
         self.fetched: list[bytes] = []
         self.aborted: list[bytes] = []
+        self.fetched_at_fence = -1
+
+    def fence(self) -> None:
+        self.fetched_at_fence = len(self.fetched)
 
     def fetch(self, order: FetchOrder) -> None:
         self.fetched.append(order.transfer)
@@ -86,3 +90,13 @@ def test_a_refusal_concerns_nobody() -> None:
     subject.before_forward(Orders(fetches=[order(wanted=False)]))
     part.end(None)
     assert not subject.reports().loaded
+
+
+def test_what_an_earlier_step_writes_is_written_before_it_is_fetched_into() -> None:
+    one = Slice()
+    subject = working(one, Slice())
+    subject.before_forward(Orders())
+    assert one.fetched_at_fence == -1
+    subject.before_forward(Orders(fetches=[order()]))
+    assert one.fetched_at_fence == 0
+    assert one.fetched == [TRANSFER]

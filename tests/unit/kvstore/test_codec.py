@@ -70,6 +70,7 @@ MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
         Welcome,
         version=COUNT,
         bulk=TEXT,
+        token=st.text("0123456789abcdef", max_size=64),
         lane=st.none() | st.sampled_from(get_args(LaneKind)),
         device=TEXT,
         pid=COUNT,
