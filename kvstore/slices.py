@@ -12,7 +12,6 @@ is shipped by itself, between addresses of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from kvstore.errors import ConfigError
 
@@ -50,10 +49,10 @@ def slices_of_rank(kv_heads: int, count: int, rank: int, ranks: int) -> tuple[He
 
 def slice_address(address: str, number: int) -> str:
     """Where slice ``number`` of the worker at ``address`` is: another port or another socket."""
-    parts = urlsplit(address)
     if number == 0:
         return address
-    if parts.port is None:
+    scheme, _, rest = address.partition("://")
+    if rest.startswith("/"):
         return f"{address}.{number}"
-    host, _, port = parts.netloc.rpartition(":")
-    return parts._replace(netloc=f"{host}:{int(port) + PORTS * number}").geturl()
+    host, _, port = rest.rpartition(":")
+    return f"{scheme}://{host}:{int(port) + PORTS * number}"

@@ -17,6 +17,8 @@ from bench.transport.goals import Figure
 from bench.transport.pair import Pair, PairSettings
 from bench.transport.plan import PEER_LARGEST, Plan
 
+_OURS = "kvferry"
+
 Say = Callable[[str], None]
 """Given one line of progress at a time."""
 
@@ -76,7 +78,7 @@ class _Floor:
         if figure.contender in taken.missing:
             return
         with _left_out(figure.contender, taken):
-            pair = await self._pair_of(figure.contender)
+            pair = await self._on_turn(figure.contender)
             await pair.check(figure.contender, figure.case)
             taken.seconds[figure] = []
 
@@ -85,15 +87,27 @@ class _Floor:
         if figure.contender in taken.missing:
             return
         with _left_out(figure.contender, taken):
-            pair = await self._pair_of(figure.contender)
+            pair = await self._on_turn(figure.contender)
             moves = range(figure.case.repeats)
             taken.seconds[figure].append(
                 [await pair.move(figure.contender, figure.case) for _ in moves]
             )
 
+    async def _on_turn(self, contender: Contender) -> Pair:
+        """Its pair, with peers whose turn it is not stopped.
+
+        Ours are never: their connection would take the silence for a loss.
+        """
+        pair = await self._pair_of(contender)
+        for name, other in self._pairs.items():
+            if other is not pair and name != _OURS:
+                other.pause()
+        pair.resume()
+        return pair
+
     async def _pair_of(self, contender: Contender) -> Pair:
         """Started, if it is not up yet. Raises TransportFailed."""
-        name = contender.name if isinstance(contender, Mooncake | Nixl) else "kvferry"
+        name = contender.name if isinstance(contender, Mooncake | Nixl) else _OURS
         if name not in self._pairs:
             self._pairs[name] = await self._stack.enter_async_context(
                 Pair(self._settings(name), self._folder)
@@ -101,7 +115,7 @@ class _Floor:
         return self._pairs[name]
 
     def _settings(self, name: str) -> PairSettings:
-        if name == "kvferry":
+        if name == _OURS:
             return PairSettings(name, Path(sys.executable), self._plan.held, self._plan.bound)
         if not self._peers.exists():
             raise TransportFailed(f"{name} is not installed: {ADVICE}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,6 +126,19 @@ class Pair:
                 "not what was sent"
             )
 
+    def pause(self) -> None:
+        """Stop both processes until ``resume``: some spin while they wait, on others' cores."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undo ``pause``."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in self.children:
+            if child.running.poll() is None:
+                child.running.send_signal(number)
+
     async def _until_both_are_there(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while len(self._streams) < len(SIDES):
@@ -194,6 +208,7 @@ class Pair:
 
     async def _stop(self) -> None:
         """Ends close by themselves when the conductor hangs up, if they still can."""
+        self.resume()
         for _, writer in self._streams.values():
             writer.close()
         await _ended(self.children)

@@ -59,6 +59,7 @@ def test_heads_that_ranks_would_hold_copies_of_are_refused() -> None:
         ("ipc:///run/decode-0.abandon", "ipc:///run/decode-0.abandon.1"),
         ("zmq+tcp://127.0.0.1:7101", "zmq+tcp://127.0.0.1:7105"),
         ("zmq+tcp://[::1]:7101", "zmq+tcp://[::1]:7105"),
+        ("auto://host:99999", "auto://host:100003"),
     ],
 )
 def test_every_slice_has_an_address(address: str, second: str) -> None:
