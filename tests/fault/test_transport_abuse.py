@@ -34,6 +34,7 @@ from tests.support.transport_peer import (
     setting_at,
     shared_errands,
     source_pages,
+    without_heartbeats,
 )
 
 GROWTH_MIB = 16 + 32
@@ -89,7 +90,8 @@ class Victim:
         """A connection of somebody who holds a decode worker's key, and reads nothing."""
         options = SocketOptions(send_queue=queue, receive_queue=1)
         credentials = self.setting.credentials
-        dealer = dial(self.context, self.uri, "decode", "prefill", credentials, options)
+        with without_heartbeats():
+            dealer = dial(self.context, self.uri, "decode", "prefill", credentials, options)
         assert dealer.poll(10_000, zmq.POLLOUT)
         yield dealer
         dealer.close(linger=0)

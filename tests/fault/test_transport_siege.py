@@ -31,7 +31,7 @@ from kvstore.transport.sockets import SocketOptions, dial
 from kvstore.transport.zeromq_sending import Sender, ZmqSendingEnd
 from tests.support.transfers import GENERATION, Errand, Errands, Noise, layout_of
 from tests.support.transport_pairs import SkippingClock
-from tests.support.transport_peer import setting_at
+from tests.support.transport_peer import setting_at, without_heartbeats
 
 SMALL, LARGE = layout_of(2, 4096, 1), layout_of(1, 1 << 20, 1)
 STRANGER_MIB, STRANGER_BOUND_MIB = 64, 32
@@ -141,7 +141,8 @@ def test_a_receiver_that_lags_for_a_moment_loses_nothing(tmp_path: Path) -> None
             shipper.supply(errand.transfer, whole)
         options = SocketOptions(send_queue=1000, receive_queue=32)
         control = uri.replace("auto", "zmq+ipc")
-        dealer = dial(context, control, "decode", "prefill", credentials, options)
+        with without_heartbeats():
+            dealer = dial(context, control, "decode", "prefill", credentials, options)
         assert dealer.poll(20_000, zmq.POLLOUT)
         for errand in errands:
             dealer.send(encode(errand.ready(layout, credentials.transport_key(), "pages")))
