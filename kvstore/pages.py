@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvstore.device_pages import DevicePages
+from kvstore.device_pages import Bytes, DevicePages
 from kvstore.errors import ConfigError
 
-Bytes = npt.NDArray[np.uint8]
+__all__ = ["Bytes", "HostMemory", "HostPages", "KVPages", "open_pages"]
 
 
 class KVPages(Protocol):

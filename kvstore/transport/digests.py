@@ -13,14 +13,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kvstore.messages import DigestName
+from kvstore.pages import Bytes
 
-Bytes = npt.NDArray[np.uint8]
 BlockName = tuple[bytes, int, int]
 """(transfer, KV group, position)."""
 

@@ -11,6 +11,8 @@ A message that arrived over CURVE carries the peer's role: ``frame.get("User-Id"
 from __future__ import annotations
 
 import socket as plain
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -71,23 +73,14 @@ def listen(
         _clear_path(Path(endpoint.removeprefix("ipc://")))
     else:
         endpoint = _numeric(endpoint)
-    router = context.socket(zmq.ROUTER)
-    try:
-        _bound(router, options)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    with _opened(context, zmq.ROUTER, options, f"cannot listen on {uri}") as router:
         router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if endpoint.startswith("tcp:"):
-            start_authenticator(context)
             keys: dict[str, bytes] = {role: credentials.public_key(role) for role in allowed}
-            router.setsockopt(zmq.ZAP_DOMAIN, allow_list(keys))
-            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            _guard(context, router, allow_list(keys))
             router.setsockopt(zmq.CURVE_SERVER, 1)
             router.setsockopt(zmq.CURVE_SECRETKEY, credentials.secret_key(me))
-        router.setsockopt(zmq.IPV6, int("[" in endpoint))
-        router.bind(endpoint)
-    except zmq.ZMQError as error:
-        router.close()
-        raise ConfigError(f"cannot listen on {uri}: {error.strerror}") from None
+        _bind(router, endpoint)
     return router
 
 
@@ -102,19 +95,10 @@ def listen_plain(
     """
     host, _, port = _numeric(_endpoint(beside)).removeprefix("tcp://").rpartition(":")
     endpoint = f"tcp://{host}:{int(port) + BULK_PORT if int(port) else 0}"
-    router = context.socket(zmq.ROUTER)
-    try:
-        _bound(router, options)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        start_authenticator(context)
-        router.setsockopt(zmq.ZAP_DOMAIN, token_domain(token))
-        router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    with _opened(context, zmq.ROUTER, options, f"cannot listen on {endpoint} for bulk") as router:
+        _guard(context, router, token_domain(token))
         router.setsockopt(zmq.PLAIN_SERVER, 1)
-        router.setsockopt(zmq.IPV6, int("[" in endpoint))
-        router.bind(endpoint)
-    except zmq.ZMQError as error:
-        router.close()
-        raise ConfigError(f"cannot listen on {endpoint} for bulk: {error.strerror}") from None
+        _bind(router, endpoint)
     return router
 
 
@@ -125,18 +109,10 @@ def dial_plain(
     endpoint = _endpoint(uri)
     if not endpoint.startswith("tcp:"):
         raise ConfigError(f"{uri!r} is no address for bulk")
-    dealer = context.socket(zmq.DEALER)
-    try:
-        _bound(dealer, options)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
-        dealer.setsockopt(zmq.ROUTING_ID, options.routing_id)
+    with _opened(context, zmq.DEALER, options, f"cannot dial {uri}") as dealer:
         dealer.setsockopt(zmq.PLAIN_USERNAME, b"bulk")
         dealer.setsockopt(zmq.PLAIN_PASSWORD, token.encode())
-        dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
-        dealer.connect(endpoint)
-    except zmq.ZMQError as error:
-        dealer.close()
-        raise ConfigError(f"cannot dial {uri}: {error.strerror}") from None
+        _connect(dealer, endpoint, options)
     return dealer
 
 
@@ -154,23 +130,14 @@ def dial(
     Raises ConfigError when the address is malformed or its folder open to others.
     """
     endpoint = _endpoint(uri)
-    dealer = context.socket(zmq.DEALER)
-    try:
-        _bound(dealer, options)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
+    with _opened(context, zmq.DEALER, options, f"cannot dial {uri}") as dealer:
         dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        if options.routing_id:
-            dealer.setsockopt(zmq.ROUTING_ID, options.routing_id)
         if endpoint.startswith("tcp:"):
             dealer.setsockopt(zmq.CURVE_SERVERKEY, credentials.public_key(server_role))
             dealer.setsockopt(zmq.CURVE_PUBLICKEY, credentials.public_key(me))
             dealer.setsockopt(zmq.CURVE_SECRETKEY, credentials.secret_key(me))
-        dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
-        dealer.connect(endpoint)
-    except zmq.ZMQError as error:
-        dealer.close()
-        raise ConfigError(f"cannot dial {uri}: {error.strerror}") from None
+        _connect(dealer, endpoint, options)
     return dealer
 
 
@@ -216,6 +183,41 @@ def close_listener(listener: zmq.Socket[Any]) -> None:
     if scheme == "zmq+ipc":
         Path(path).unlink(missing_ok=True)
     listener.close()
+
+
+@contextmanager
+def _opened(
+    context: zmq.Context[Socket], kind: int, options: SocketOptions, complaint: str
+) -> Iterator[Socket]:
+    """A socket with its limits set; closed again, with a ConfigError, where the rest fails."""
+    socket = context.socket(kind)
+    try:
+        _bound(socket, options)
+        yield socket
+    except zmq.ZMQError as error:
+        socket.close()
+        raise ConfigError(f"{complaint}: {error.strerror}") from None
+
+
+def _guard(context: zmq.Context[Socket], listener: zmq.Socket[Any], domain: bytes) -> None:
+    """Only whom ``domain`` lets in gets past the handshake (:mod:`kvstore.transport.curve`)."""
+    start_authenticator(context)
+    listener.setsockopt(zmq.ZAP_DOMAIN, domain)
+    listener.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def _bind(router: zmq.Socket[Any], endpoint: str) -> None:
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.IPV6, int("[" in endpoint))
+    router.bind(endpoint)
+
+
+def _connect(dealer: zmq.Socket[Any], endpoint: str, options: SocketOptions) -> None:
+    dealer.setsockopt(zmq.IMMEDIATE, 1)
+    if options.routing_id:
+        dealer.setsockopt(zmq.ROUTING_ID, options.routing_id)
+    dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
+    dealer.connect(endpoint)
 
 
 def _bound(socket: zmq.Socket[Any], options: SocketOptions) -> None:

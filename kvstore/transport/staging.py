@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
+from kvstore.pages import Bytes
 
 BUFFERS = 16
 BUFFERS_OF_ONE = 4
