@@ -17,7 +17,11 @@ import torch
 from kvstore.device_pages import Bytes, DevicePages
 from kvstore.errors import ConfigError
 
-__all__ = ["Bytes", "HostMemory", "HostPages", "KVPages", "open_pages"]
+__all__ = ["Bytes", "HostMemory", "HostPages", "KVPages", "Vector", "open_pages", "vector_of"]
+
+
+Vector = npt.NDArray[np.uint64]
+"""``struct iovec[blocks, layers]``: uint64 ``[blocks, layers, 2]``, addresses and lengths."""
 
 
 class KVPages(Protocol):
@@ -92,7 +96,7 @@ class HostPages:
         layer_step, block_step, _ = self._pages.strides
         self.memory = HostMemory(self._pages.ctypes.data, layer_step, block_step)
         layers = np.arange(self.layers, dtype=np.uint64) * np.uint64(layer_step)
-        self._layer_addresses = (np.uint64(self.memory.base) + layers)[None, :]
+        self._layer_addresses = np.uint64(self.memory.base) + layers
 
     def gather(self, blocks: Sequence[int], buffer: Bytes) -> None:
         """Copy ``blocks`` out of the pages."""
@@ -113,20 +117,26 @@ class HostPages:
         """The pages of ``block``, layer after layer, without a copy."""
         return self._pages[:, block]
 
-    def addresses(self, blocks: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Where the pages of ``blocks`` lie, uint64 ``[len(blocks) * layers]``.
-
-        Raises IndexError for a block that is not there.
-        """
-        if not all(0 <= block < self.blocks for block in blocks):
+    def vector(self, blocks: Sequence[int]) -> Vector:
+        """Where the pages of ``blocks`` lie. Raises IndexError for a block that is not there."""
+        if min(blocks) < 0 or max(blocks) >= self.blocks:
             raise IndexError(f"blocks {min(blocks)} to {max(blocks)} of {self.blocks}")
-        ids = np.array(blocks, dtype=np.uint64)
-        addresses = ids[:, None] * np.uint64(self.memory.block_step) + self._layer_addresses
-        return addresses.reshape(-1)
+        return vector_of(blocks, self.memory.block_step, self._layer_addresses, self.page_bytes)
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Overwrite ``blocks`` with zeros."""
         self._pages[:, list(blocks)] = 0
+
+
+def vector_of(
+    blocks: Sequence[int], block_step: int, layers: npt.NDArray[np.uint64], page_bytes: int
+) -> Vector:
+    """The pages of ``blocks``; ``layers``: the address of block 0 in each layer."""
+    vector = np.empty((len(blocks), len(layers), 2), dtype=np.uint64)
+    ids = np.array(blocks, dtype=np.uint64)
+    np.add((ids * np.uint64(block_step))[:, None], layers, out=vector[:, :, 0])
+    vector[:, :, 1] = page_bytes
+    return vector
 
 
 def _one_array(views: Sequence[Bytes]) -> Bytes:

@@ -134,8 +134,7 @@ class ReceiverCore:
             return
         through = placement.first + len(placement.block_ids)
         inbound.next[placement.group] = through
-        told = Received(placement.transfer, placement.group, through)
-        self._outgoing.append((inbound.reservation.peer, told))
+        self._tell(inbound.reservation.peer, Received(placement.transfer, placement.group, through))
         if inbound.next == inbound.ends():
             self._end(placement.transfer, None, "", now)
 
@@ -199,6 +198,16 @@ class ReceiverCore:
     def _from_sender(inbound: _Inbound, peer: str, message: Blocks) -> bool:
         wanted = inbound.reservation
         return wanted.peer == peer and wanted.sender_generation == message.sender_generation
+
+    def _tell(self, peer: str, told: Received) -> None:
+        """What follows at once on an earlier word of the same group takes its place."""
+        last = self._outgoing[-1][1] if self._outgoing else None
+        if isinstance(last, Received) and (last.transfer, last.group) == (
+            told.transfer,
+            told.group,
+        ):
+            self._outgoing.pop()
+        self._outgoing.append((peer, told))
 
     def _fail(self, transfer: bytes, reason: FailReason, detail: str, now: float) -> None:
         self._outgoing.append((self._live[transfer].reservation.peer, Cancel(transfer)))

@@ -35,8 +35,9 @@ TOMBSTONES = 4096
 EARLY_SECONDS = 300.0
 """How long at most a receiver may hold a place for a prompt that is not taken up."""
 
-Room = Callable[[Carriage, bytes], int]
-"""How many blocks could leave now, carried so, to this receiver."""
+Room = Callable[[Carriage, bytes, int], int]
+"""How many blocks could leave now, carried so, to this receiver; the last: how many of the same
+transfer are on the way."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,15 @@ class SenderCore:
         outbound = self._live.get(transfer)
         if outbound is None:
             return
-        next_of = outbound.next
-        for place, page in pages.items():
-            if not next_of or (place[0] < len(next_of) and place[1] >= next_of[place[0]]):
-                outbound.pages[place] = page
+        if next_of := outbound.next:
+            groups = len(next_of)
+            outbound.pages.update(
+                (place, page)
+                for place, page in pages.items()
+                if place[0] < groups and place[1] >= next_of[place[0]]
+            )
+        else:
+            outbound.pages.update(pages)
 
     def withdraw(self, transfer: bytes) -> None:
         """The engine takes its pages back (preemption); it will supply them again.
@@ -222,7 +228,7 @@ class SenderCore:
             if not outbound.pages or not outbound.next or ready is None or peer is None:
                 continue
             most = min(
-                room(ready.carriage, peer),
+                room(ready.carriage, peer, outbound.under_way),
                 self._window - outbound.under_way,
                 WINDOWS_OF_ONE * self._window - self._under_way[peer],
             )

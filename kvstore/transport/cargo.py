@@ -55,17 +55,20 @@ class RemotePages:
     def place(self, pages: KVPages, placement: Placement) -> int | None:
         """See Cargo. What was read and is not right is wiped: it may be anybody's."""
         assert isinstance(pages, HostPages)
-        try:
-            self.neighbour.read(self.blocks, placement.block_ids)
-        except PeerGone:
-            pages.wipe(placement.block_ids)
-            raise
-        for index, block in enumerate(placement.block_ids):
+        ids, digests = placement.block_ids, placement.digests
+
+        def right(index: int) -> bool:
             name = _name(placement, index)
-            if self.digest.of(name, pages.pieces(block)) != placement.digests[index]:
-                pages.wipe(placement.block_ids)
-                return index
-        return None
+            return self.digest.of(name, pages.pieces(ids[index])) == digests[index]
+
+        try:
+            wrong = self.neighbour.read(self.blocks, ids, right)
+        except PeerGone:
+            pages.wipe(ids)
+            raise
+        if wrong is not None:
+            pages.wipe(ids)
+        return wrong
 
     def release(self) -> None:
         """See Cargo. They are nobody's to give back."""

@@ -29,6 +29,10 @@ _SEED = (1 << 64) - 1
 class Digest(Protocol):
     """The block ``name``, in pieces that follow one another in wire order, to 16 bytes."""
 
+    def expect(self, transfer: bytes) -> None:
+        """Blocks of this transfer come soon: do now what can be done before."""
+        ...
+
     def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes: ...
 
 
@@ -37,6 +41,9 @@ class Xxh3:
 
     Seeded with the block's place: what is right in one KV group or position is wrong in another.
     """
+
+    def expect(self, transfer: bytes) -> None:
+        """See Digest."""
 
     def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes:
         """See Digest."""
@@ -49,6 +56,9 @@ class Xxh3:
 
 class NoDigest:
     """The same for every block."""
+
+    def expect(self, transfer: bytes) -> None:
+        """See Digest."""
 
     def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes:
         """See Digest."""
@@ -70,6 +80,10 @@ class Keyed:
             return AESGCM(hmac.digest(key, b"kvferry bulk 1" + fingerprint + transfer, "sha256"))
 
         self._of_transfer = of_transfer
+
+    def expect(self, transfer: bytes) -> None:
+        """See Digest. To make a key takes as long as to use it on a small block."""
+        self._of_transfer(transfer)
 
     def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes:
         """See Digest. For blocks in one piece: what is sent in frames is."""

@@ -24,8 +24,8 @@ from kvstore.transport.ends import Cargo, FromSender, ReceivingEnd
 
 _IDLE_SECONDS = 0.5
 _DIALLING_SECONDS = 0.001
-_ARRIVALS = 4
-"""Batches taken before anything is answered, so that answers of a burst go out together."""
+_ANSWERED_BYTES = 4 << 20
+"""What may come before anything is answered, so that answers of a burst go out together."""
 
 _OUTBOX = 1024
 """Messages kept for a peer that cannot be reached; beyond it the oldest are dropped."""
@@ -187,15 +187,16 @@ class Fetcher:
         return min(_IDLE_SECONDS, deadline - self._clock()) if deadline else _IDLE_SECONDS
 
     def _receive_some(self) -> int:
-        for count in range(_ARRIVALS):
-            if not self._receive():
-                return count
-        return _ARRIVALS
+        """Bytes and messages that have come, in one count."""
+        count = 0
+        while count < _ANSWERED_BYTES and (received := self._receive()):
+            count += received
+        return count
 
-    def _receive(self) -> bool:
+    def _receive(self) -> int:
         arrival = self._end.receive()
         if arrival is None:
-            return False
+            return 0
         with self._lock:
             if isinstance(arrival.message, Blocks):
                 assert arrival.cargo is not None
@@ -204,7 +205,7 @@ class Fetcher:
                 self._core.on_failed(arrival.peer, arrival.message, self._clock())
         if arrival.cargo is not None:
             arrival.cargo.release()
-        return True
+        return 1 if arrival.cargo is None else 1 + arrival.cargo.size
 
     def _place(self, arrival: FromSender, message: Blocks, cargo: Cargo) -> None:
         now = self._clock()

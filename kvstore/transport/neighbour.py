@@ -15,22 +15,25 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 
 from kvstore.errors import PeerGone
 from kvstore.messages import PROTOCOL_VERSION, Welcome
-from kvstore.pages import HostPages, KVPages
+from kvstore.pages import HostPages, KVPages, Vector, vector_of
 
 _PR_SET_PTRACER = 0x59616D61
 _ANYONE = ctypes.c_ulong(-1)
 _IOV_MAX, _CALL_BYTES = 1024, 1 << 30
 """Pieces and bytes that one call takes (Linux; it would take one byte short of 2 GiB)."""
 
-_TWO_THREADS_BYTES = 1 << 20
+_PART_BYTES = 4 << 20
+"""What is read and then checked at a time: it fits a core's cache."""
+
+_TWO_THREADS_PARTS = 2
 """What is worth waking another thread for."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,8 +43,6 @@ _read.argtypes = (
     *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
     *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
 )
-
-Addresses = npt.NDArray[np.uint64]
 
 
 class Readable:
@@ -73,6 +74,10 @@ def allow_reading() -> None:
     _libc.prctl(_PR_SET_PTRACER, _ANYONE, 0, 0, 0)
 
 
+Check = Callable[[int], bool]
+"""Whether the block of this index is, where it has been read to, what it must be."""
+
+
 class Neighbour:
     """A sender's pages in its process, read into ours, by ``second`` too where it is much.
 
@@ -88,43 +93,59 @@ class Neighbour:
         self._pages = pages
         self._second = second
         steps = np.arange(memory.layers, dtype=np.uint64) * np.uint64(memory.layer_step)
-        self._layers = (np.uint64(memory.base) + steps)[None, :]
+        self._layers = np.uint64(memory.base) + steps
+        self._part_blocks = max(1, _PART_BYTES // pages.block_bytes)
         probe = np.zeros(16, dtype=np.uint8)
-        at = np.array([memory.probe_at], dtype=np.uint64)
-        here = np.array([probe.ctypes.data], dtype=np.uint64)
-        self._copy(at, here, probe.nbytes)
+        self._copy(_piece(memory.probe_at, probe.nbytes), _piece(probe.ctypes.data, probe.nbytes))
         if probe.tobytes() != memory.probe:
             raise PeerGone(f"process {memory.pid} is another one here: separate containers?")
 
     def holds(self, blocks: Sequence[int]) -> bool:
         """Whether these are blocks of the sender's."""
-        return all(block < self._memory.blocks for block in blocks)
+        return max(blocks) < self._memory.blocks
 
-    def read(self, blocks: Sequence[int], into: Sequence[int]) -> None:
-        """Copy the sender's ``blocks`` into ours.
+    def read(self, blocks: Sequence[int], into: Sequence[int], check: Check) -> int | None:
+        """Copy the sender's ``blocks`` into ours, each checked while it is in the cache.
 
-        Raises PeerGone when its process is gone.
+        The index of one that is not what it must be, if any is. Raises PeerGone when its process
+        is gone.
         """
-        memory, pages = self._memory, self._pages
-        ids = np.array(blocks, dtype=np.uint64)
-        there = ids[:, None] * np.uint64(memory.block_step) + self._layers
-        self._copy(there.reshape(-1), pages.addresses(into), memory.page_bytes)
+        there = vector_of(blocks, self._memory.block_step, self._layers, self._memory.page_bytes)
+        here = self._pages.vector(into)
+        every = range(0, len(blocks), self._part_blocks)
+        parts = deque(slice(start, start + self._part_blocks) for start in every)
+        copied: deque[slice] = deque()
 
-    def _copy(self, there: Addresses, here: Addresses, size: int) -> None:
-        """Copy pieces of ``size`` bytes; where they are many, with a second thread."""
-        remote, local = _vector(there, size), _vector(here, size)
-        if len(there) * size < _TWO_THREADS_BYTES:
-            self._copy_part(remote, local, size)
-            return
-        middle = len(there) // 2
-        rest = self._second.submit(self._copy_part, remote[:middle], local[:middle], size)
+        def copy() -> bool:
+            """One part, if there is one left: whichever thread comes to it."""
+            try:
+                part = parts.popleft()
+            except IndexError:
+                return False
+            self._copy(there[part], here[part])
+            copied.append(part)
+            return True
+
+        def copy_all() -> None:
+            while copy():
+                pass
+
+        indices = range(len(blocks))
+        second = self._second.submit(copy_all) if len(parts) >= _TWO_THREADS_PARTS else None
+        wrong = None
         try:
-            self._copy_part(remote[middle:], local[middle:], size)
+            while wrong is None and copy():
+                wrong = _first_wrong(copied, indices, check)
         finally:
-            rest.result()
+            parts.clear()
+            if second is not None and not second.cancel():
+                second.result()
+        return _first_wrong(copied, indices, check) if wrong is None else wrong
 
-    def _copy_part(self, remote: Addresses, local: Addresses, size: int) -> None:
+    def _copy(self, remote: Vector, local: Vector) -> None:
         """As many pieces a call as the kernel takes."""
+        remote, local = remote.reshape(-1, 2), local.reshape(-1, 2)
+        size = int(local[0, 1])
         most = max(1, min(_IOV_MAX, _CALL_BYTES // size))
         for start in range(0, len(remote), most):
             count = min(most, len(remote) - start)
@@ -137,9 +158,15 @@ class Neighbour:
                 raise PeerGone(f"cannot read the memory of process {self._memory.pid}: {reason}")
 
 
-def _vector(addresses: Addresses, size: int) -> Addresses:
-    """``struct iovec[]`` of pieces that are ``size`` bytes long."""
-    vector = np.empty((len(addresses), 2), dtype=np.uint64)
-    vector[:, 0] = addresses
-    vector[:, 1] = size
-    return vector
+def _piece(at: int, size: int) -> Vector:
+    return np.array([[at, size]], dtype=np.uint64)
+
+
+def _first_wrong(copied: deque[slice], indices: range, check: Check) -> int | None:
+    """Takes what has been copied so far."""
+    while copied:
+        part = copied.popleft()
+        for index in indices[part]:
+            if not check(index):
+                return index
+    return None

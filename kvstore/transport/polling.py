@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from typing import Any, TypeAlias
 
 import zmq
 
+_READABLE = int(zmq.POLLIN)
+
 Pollable: TypeAlias = "zmq.Socket[Any]"
 """What ends a wait when it becomes readable."""
+
+
+def readable(socket: Pollable) -> bool:
+    """Whether a message can be received now: cheaper than to try, or to poll."""
+    events = socket.getsockopt(zmq.EVENTS)
+    assert isinstance(events, int)
+    return bool(events & _READABLE)
 
 
 class Polled:
@@ -18,6 +28,8 @@ class Polled:
     def __init__(self) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._open = threading.Lock()
+        self._closed = False
         self._poller = zmq.Poller()
         self._poller.register(self._wake, zmq.POLLIN)
 
@@ -30,8 +42,10 @@ class Polled:
         self._poller.unregister(socket)
 
     def wake(self) -> None:
-        """End the current or next ``wait`` at once. Safe from any thread."""
-        os.eventfd_write(self._wake, 1)
+        """End the current or next ``wait`` at once. Safe from any thread, and after ``close``."""
+        with self._open:
+            if not self._closed:
+                os.eventfd_write(self._wake, 1)
 
     def wait(self, seconds: float) -> None:
         """Return when there is something to do, or after ``seconds``."""
@@ -42,4 +56,6 @@ class Polled:
     def close(self) -> None:
         """Drop all sockets."""
         self.context.destroy(linger=0)
-        os.close(self._wake)
+        with self._open:
+            self._closed = True
+            os.close(self._wake)

@@ -113,9 +113,9 @@ class Shipper:
     def _serve(self) -> None:
         unbind_from_core()
         while not self._stopping:
+            shipped = self._ship_one()  # first: most often it is a page that woke us
             received = self._receive()
             self._expire_and_reply()
-            shipped = self._ship_one()
             if not received and not shipped:
                 self._end.wait(_IDLE_SECONDS)
 

@@ -48,7 +48,7 @@ from kvstore.transport.digests import digest_of, keyed_of
 from kvstore.transport.ends import FromSender
 from kvstore.transport.lanes_receiving import ReceivingLanes
 from kvstore.transport.neighbour import Neighbour
-from kvstore.transport.polling import Polled
+from kvstore.transport.polling import Polled, readable
 from kvstore.transport.runs import runs_of
 from kvstore.transport.sockets import SocketOptions, dial, dial_plain, own_address, socket_uri
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS
@@ -75,17 +75,16 @@ class _Wire:
     def broken(self) -> bool:
         """Whether the connection has ended since the last call."""
         broken = False
-        while self.monitor.poll(0):
+        while readable(self.monitor):
             broken |= recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED
         return broken
 
     def received(self) -> Iterator[list[zmq.Frame]]:
         """The messages that are there, up to ``AT_ONCE``."""
         for _ in range(AT_ONCE):
-            try:
-                yield self.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not readable(self.dealer):
                 return
+            yield self.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
 
     def send(self, message: AnyMessage) -> None:
         """Raises ZMQError while there is no connection."""
@@ -160,6 +159,8 @@ class ZmqReceivingEnd:
         """See ReceivingEnd."""
         try:
             (self._peers.get(peer) or self._dial(peer)).control.send(message)
+            if isinstance(message, Ready) and message.carriage == "bulk":
+                self._keyed.expect(message.transfer)
         except (zmq.ZMQError, ConfigError):
             return False
         return True

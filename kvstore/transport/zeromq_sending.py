@@ -9,6 +9,7 @@ on a plain connection beside, or for a lane (:mod:`kvstore.lane`), where this en
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,13 +39,13 @@ from kvstore.messages import (
     Taken,
     Welcome,
 )
-from kvstore.pages import HostPages, KVPages
+from kvstore.pages import Bytes, HostPages, KVPages
 from kvstore.sending import WINDOWS_OF_ONE, Batch, Room
 from kvstore.transport.digests import Digest, digest_of, keyed_of
 from kvstore.transport.ends import FromReceiver, Load
 from kvstore.transport.lanes_sending import SendingLanes
 from kvstore.transport.neighbour import Readable
-from kvstore.transport.polling import Polled
+from kvstore.transport.polling import Polled, readable
 from kvstore.transport.runs import Runs, runs_of
 from kvstore.transport.sockets import (
     SocketOptions,
@@ -57,10 +58,12 @@ from kvstore.transport.sockets import (
 )
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS, MAX_BATCH_BLOCKS, Staging
 
-_PAGES_BATCH_BYTES = 4 * BATCH_BYTES
-"""A batch that is only told of: longer, since each costs both ends a message."""
+_TOLD_BYTES = BATCH_BYTES, 8 * BATCH_BYTES
+"""A batch that is only told of. Each costs both ends a message, so it is as long as what is on the
+way already: short at first, when the receiver has nothing to do yet."""
 
-_FULL_SECONDS = 0.001
+_COPIED_BYTES = 256 << 10
+"""A payload that ZeroMQ may as well copy: pyzmq wakes a thread for each that it does not."""
 
 _MAX_REQUEST_BYTES = 16 << 10
 """Longest message of a receiver: it says what it wants, and nothing it says is long."""
@@ -86,6 +89,8 @@ class ZmqSendingEnd:
         self._pages = pages
         self._generation = sender.generation
         self._staging = Staging(pages.block_bytes)
+        self._wanting = False  # blocks were held back for want of a buffer
+        self._lent: dict[int, weakref.ref[Bytes]] = {}
         self._polled = Polled()
         self._scheme = uri.partition("://")[0]
         self._gone: list[bytes] = []
@@ -130,14 +135,15 @@ class ZmqSendingEnd:
         while True:
             if lost := self._turn_of_lanes():
                 return lost
-            try:
-                peer, *frames = self._control.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if not readable(self._control):
                 return None
+            peer, *frames = self._control.recv_multipart(zmq.NOBLOCK)
             message = well_formed(frames[0]) if len(frames) == 1 else None
             if isinstance(message, Ready) and message.carriage not in self._offered():
                 self._refuse(peer, message)
             elif isinstance(message, Ready | Received | Cancel):
+                if isinstance(message, Ready) and message.carriage in self._digests:
+                    self._digests[message.carriage].expect(message.transfer)
                 return FromReceiver(peer, message)
             if isinstance(message, Taken | Broken | Entry) and self._lanes is not None:
                 self._lanes.on_message(peer, message)
@@ -156,17 +162,20 @@ class ZmqSendingEnd:
 
     def room(self) -> Room:
         """See SendingEnd."""
-        staged = self._staging.batch_blocks if self._staging.free() is not None else 0
-        told = max(1, _PAGES_BATCH_BYTES // self._pages.block_bytes)
+        first, most = (size // self._pages.block_bytes for size in _TOLD_BYTES)
+        staged: dict[bytes, int] = {}
+        self._wanting = False
 
-        def room(carriage: Carriage, peer: bytes) -> int:
+        def room(carriage: Carriage, peer: bytes, under_way: int) -> int:
             match carriage:
                 case "pages":
-                    return min(told, MAX_BATCH_BLOCKS)
+                    return min(max(1, first, under_way), max(1, most), MAX_BATCH_BLOCKS)
                 case "lane":
                     return 0 if self._lanes is None else self._lanes.room(peer)
                 case "frames" | "bulk":
-                    return staged if staged and self._staging.free_for(peer) else 0
+                    if peer not in staged:
+                        staged[peer] = self._room_staged(peer)
+                    return staged[peer]
 
         return room
 
@@ -189,13 +198,17 @@ class ZmqSendingEnd:
         socket = self._bulk if on_bulk and self._bulk is not None else self._control
         payload = self._staging.buffer(load.buffer, len(load.message.digests))
         _send(socket, load.route if on_bulk else load.peer, load.message, more=True)
+        if len(payload) <= _COPIED_BYTES:
+            socket.send(payload.data, zmq.NOBLOCK)
+            return
         tracker = socket.send(payload.data, zmq.NOBLOCK, copy=False, track=True)
         assert isinstance(tracker, zmq.MessageTracker)
         self._staging.lend(load.buffer, tracker, load.peer)
+        self._lent[load.buffer] = weakref.ref(payload, self._on_released)
 
     def wait(self, seconds: float) -> None:
-        """See SendingEnd. Nobody tells when ZeroMQ lets go of a buffer."""
-        self._polled.wait(seconds if self._staging.free() is not None else _FULL_SECONDS)
+        """See SendingEnd."""
+        self._polled.wait(seconds)
 
     def close(self) -> None:
         """Drop all connections; an ipc socket's path goes too."""
@@ -235,6 +248,18 @@ class ZmqSendingEnd:
             except PeerGone:
                 self._lanes.drop(peer)
                 self._gone.append(peer)
+
+    def _room_staged(self, peer: bytes) -> int:
+        wanted, self._wanting = self._wanting, True  # before looking: none is released unseen
+        if self._staging.free() is None or not self._staging.free_for(peer):
+            return 0
+        self._wanting = wanted
+        return self._staging.batch_blocks
+
+    def _on_released(self, _: object) -> None:
+        """ZeroMQ has let go of a buffer. Called in a thread of pyzmq's."""
+        if self._wanting:
+            self._polled.wake()
 
     def _staged(self, batch: Batch) -> Load:
         number = self._staging.free()

@@ -123,7 +123,7 @@ class Target:
                 core.on_received(b"peer", message)
             case Cancel():
                 core.on_cancel(b"peer", message)
-        while batch := core.next_batch(lambda _carriage, _peer: 8):
+        while batch := core.next_batch(lambda _carriage, _peer, _under_way: 8):
             core.sent(batch)
         core.expire(1e9)
         assert core.take_settled() == [self._errand.transfer]

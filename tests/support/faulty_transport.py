@@ -29,7 +29,7 @@ from kvstore.transport.ends import (
     SendingEnd,
 )
 from kvstore.transport.lanes_receiving import Arrived
-from kvstore.transport.neighbour import Neighbour
+from kvstore.transport.neighbour import Check, Neighbour
 
 TURN_SECONDS = 0.001
 LATEST = 40
@@ -178,11 +178,12 @@ class _Flawed:
     pages: KVPages
     rng: random.Random
 
-    def read(self, blocks: Sequence[int], into: Sequence[int]) -> None:
-        self.neighbour.read(blocks, into)
+    def read(self, blocks: Sequence[int], into: Sequence[int], check: Check) -> int | None:
+        self.neighbour.read(blocks, into, lambda _: True)
         assert isinstance(self.pages, HostPages)
         piece = next(iter(self.pages.pieces(self.rng.choice(into))))
         piece[self.rng.randrange(len(piece))] ^= 1 << self.rng.randrange(8)
+        return next((index for index in range(len(blocks)) if not check(index)), None)
 
 
 class FaultySendingEnd:

@@ -22,7 +22,7 @@ from kvstore.sending import Batch, Room
 from kvstore.transport.cargo import Frame, RemotePages
 from kvstore.transport.digests import Digest
 from kvstore.transport.ends import Cargo, FromReceiver, FromSender, Load
-from kvstore.transport.neighbour import Neighbour
+from kvstore.transport.neighbour import Check, Neighbour
 
 QUEUE = 1024
 BATCH_BLOCKS = 4
@@ -97,7 +97,7 @@ class MemorySendingEnd:
         return []
 
     def room(self) -> Room:
-        return lambda _carriage, _peer: BATCH_BLOCKS
+        return lambda _carriage, _peer, _under_way: BATCH_BLOCKS
 
     def load(self, batch: Batch) -> Load:
         message = Blocks(
@@ -149,10 +149,11 @@ class _InProcess:
     def holds(self, blocks: Sequence[int]) -> bool:
         return all(block < self._source.blocks for block in blocks)
 
-    def read(self, blocks: Sequence[int], into: Sequence[int]) -> None:
+    def read(self, blocks: Sequence[int], into: Sequence[int], check: Check) -> int | None:
         buffer = np.empty(len(blocks) * self._source.block_bytes, dtype=np.uint8)
         self._source.gather(blocks, buffer)
         self._target.scatter(into, buffer)
+        return next((index for index in range(len(blocks)) if not check(index)), None)
 
 
 class MemoryReceivingEnd:

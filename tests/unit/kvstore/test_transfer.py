@@ -51,7 +51,7 @@ def ready(first: int = 0, prompt: Prompt = PROMPT, **changes: object) -> Ready:
 
 def drain(core: SenderCore, limit: int = 2) -> list[tuple[int, tuple[int, ...]]]:
     sent = []
-    while batch := core.next_batch(lambda _carriage, _peer: limit):
+    while batch := core.next_batch(lambda _carriage, _peer, _under_way: limit):
         sent.append((batch.first, batch.block_ids))
         core.sent(batch)
     return sent
@@ -140,7 +140,7 @@ def test_withdrawn_pages_are_not_sent_until_supplied_again() -> None:
     core.open(T, PROMPT, 10.0)
     core.on_ready(PEER, ready(), 0.0)
     core.supply(T, pages(range(2), 7))
-    batch = core.next_batch(lambda _carriage, _peer: 1)
+    batch = core.next_batch(lambda _carriage, _peer, _under_way: 1)
     assert batch is not None
     core.sent(batch)
     core.withdraw(T)
