@@ -10,7 +10,7 @@ from kvstore.pages import Bytes
 
 BUFFERS = 16
 BUFFERS_OF_ONE = 4
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 4 << 20
 MAX_BATCH_BLOCKS = 4096
 """Digests that a message takes."""
 

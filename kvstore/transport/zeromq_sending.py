@@ -58,9 +58,9 @@ from kvstore.transport.sockets import (
 )
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS, MAX_BATCH_BLOCKS, Staging
 
-_TOLD_BYTES = BATCH_BYTES, 8 * BATCH_BYTES
-"""A batch that is only told of. Each costs both ends a message, so it is as long as what is on the
-way already: short at first, when the receiver has nothing to do yet."""
+_FIRST_BYTES, _TOLD_BYTES = 1 << 20, 8 << 20
+"""A transfer's first batch, and the longest that is only told of. Each costs both ends a message,
+so one is as long as what is on the way already: short while the receiver has nothing to do yet."""
 
 _COPIED_BYTES = 256 << 10
 """A payload that ZeroMQ may as well copy: pyzmq wakes a thread for each that it does not."""
@@ -162,20 +162,21 @@ class ZmqSendingEnd:
 
     def room(self) -> Room:
         """See SendingEnd."""
-        first, most = (size // self._pages.block_bytes for size in _TOLD_BYTES)
+        first, told = (size // self._pages.block_bytes for size in (_FIRST_BYTES, _TOLD_BYTES))
         staged: dict[bytes, int] = {}
         self._wanting = False
 
         def room(carriage: Carriage, peer: bytes, under_way: int) -> int:
+            wanted = max(1, first, under_way)
             match carriage:
                 case "pages":
-                    return min(max(1, first, under_way), max(1, most), MAX_BATCH_BLOCKS)
+                    return min(wanted, max(1, told), MAX_BATCH_BLOCKS)
                 case "lane":
                     return 0 if self._lanes is None else self._lanes.room(peer)
                 case "frames" | "bulk":
                     if peer not in staged:
                         staged[peer] = self._room_staged(peer)
-                    return staged[peer]
+                    return min(wanted, staged[peer])
 
         return room
 

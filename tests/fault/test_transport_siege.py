@@ -87,6 +87,38 @@ def test_a_stranger_at_the_bulk_port_costs_a_bounded_amount(tmp_path: Path) -> N
         end.close()
 
 
+def test_a_buffer_that_comes_free_ends_the_wait_for_one(tmp_path: Path) -> None:
+    """Nothing else would: the receiver that took the bytes may have said all it has to say."""
+    uri = f"zmq+ipc://{tmp_path}/run/ship"
+    (tmp_path / "run").mkdir(mode=0o700)
+    source, credentials = Noise(LARGE, 16, 1), load_or_create(tmp_path / "state")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    end = ZmqSendingEnd(uri, source.pages, Sender(GENERATION, bytes(32)), Ship(), credentials)
+    slow = context.socket(zmq.DEALER)
+    try:
+        slow.setsockopt(zmq.RCVHWM, 1)
+        slow.connect(uri.removeprefix("zmq+"))
+        slow.send(encode(Cancel(b"t" * 16)))
+        end.wait(20)
+        heard = end.receive()
+        assert heard is not None
+        peer, sent = heard.peer, 0
+        while end.room()("frames", peer, 0):
+            end.post(end.load(Batch(b"t" * 16, peer, "frames", b"", 0, sent, (sent,))))
+            sent += 1
+        taker = threading.Thread(target=lambda: [slow.recv_multipart() for _ in range(sent)])
+        taker.start()
+        while not end.room()("frames", peer, 0):
+            asked = time.monotonic()
+            end.wait(60)
+            assert time.monotonic() - asked < 60
+        taker.join(20)
+    finally:
+        slow.close(linger=0)
+        end.close()
+        context.term()
+
+
 def test_who_takes_nothing_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     source, target = Noise(LARGE, 48, 1), Noise(LARGE, 48, 2)
     setting, over = setting_at(tmp_path / "state"), threading.Event()
