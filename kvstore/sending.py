@@ -36,8 +36,8 @@ EARLY_SECONDS = 300.0
 """How long at most a receiver may hold a place for a prompt that is not taken up."""
 
 Room = Callable[[Carriage, bytes, int], int]
-"""How many blocks could leave now, carried so, to this receiver; the last: how many of the same
-transfer are on the way."""
+"""How many blocks could leave now, carried so, to this receiver; the last: how many are on the way
+to it."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class SenderCore:
             if not outbound.pages or not outbound.next or ready is None or peer is None:
                 continue
             most = min(
-                room(ready.carriage, peer, outbound.under_way),
+                room(ready.carriage, peer, self._under_way[peer]),
                 self._window - outbound.under_way,
                 WINDOWS_OF_ONE * self._window - self._under_way[peer],
             )

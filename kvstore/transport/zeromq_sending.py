@@ -56,10 +56,10 @@ from kvstore.transport.sockets import (
     socket_uri,
     uri_of,
 )
-from kvstore.transport.staging import BATCH_BYTES, BUFFERS, MAX_BATCH_BLOCKS, Staging
+from kvstore.transport.staging import BUFFERS, MAX_BATCH_BLOCKS, Staging
 
 _FIRST_BYTES, _TOLD_BYTES = 1 << 20, 8 << 20
-"""A transfer's first batch, and the longest that is only told of. Each costs both ends a message,
+"""A receiver's first batch, and the longest that is only told of. Each costs both ends a message,
 so one is as long as what is on the way already: short while the receiver has nothing to do yet."""
 
 _COPIED_BYTES = 256 << 10
