@@ -8,6 +8,7 @@
     │   ├── LayoutMismatch     refuse the peer: the two ends disagree about a block's bytes
     │   └── PeerGone           end its transfers: there is no way to that peer any more
     ├── TransferError          recompute: this transfer will not complete
+    │   └── CommunicatorLost   build another: this lane's communicator is of no use any more
     ├── TierDown               go on without the DRAM tier until it is back
     ├── WorkerLost             try another worker, or answer that none is left
     └── ApiError               answer the client with this status, in OpenAI's error shape
@@ -38,6 +39,10 @@ class PeerGone(WireError):
 
 class TransferError(KvferryError):
     """A KV transfer failed; the receiver recomputes."""
+
+
+class CommunicatorLost(TransferError):
+    """A lane's communicator failed, was aborted or took too long."""
 
 
 class TierDown(KvferryError):

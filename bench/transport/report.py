@@ -26,8 +26,8 @@ from bench.transport.goals import SHARED_OUT
 
 _TIMES = (
     "Times are from the moment pages are supplied until all of them are usable on the other side; "
-    "GB/s are 10^9 bytes a second at the median. memcpy and gather are one process's; CURVE and "
-    "digests are off unless named."
+    "GB/s are 10^9 bytes a second at the median. memcpy and gather are one thread's, shm reads "
+    "what is long with two; CURVE and digests are off unless named."
 )
 _AT_ONCE = "Transfers at once"
 _RATIOS_NOTE = (

@@ -20,15 +20,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
-from kvstore.errors import TransferError
+from kvstore.errors import CommunicatorLost
 
 MOST_ENTRIES = 64
 LONGEST_ENTRY = 64 << 10
 _POLL_SECONDS = 50e-6
-
-
-class CommunicatorLost(TransferError):
-    """The communicator failed, was aborted or took too long; it is of no use any more."""
 
 
 class Pending(Protocol):

@@ -139,8 +139,8 @@ class Fetcher:
     def fetch(self, fetch: Fetch) -> None:
         """Memory is reserved; fetch the blocks. Ends exactly once in ``take_ended``."""
         with self._lock:
-            self._post(fetch.reservation.peer, fetch.ready)
             self._core.begin(fetch.reservation, self._clock())
+            self._post(fetch.reservation.peer, fetch.ready)
         self._end.wake()
 
     def abort(self, transfer: bytes) -> None:

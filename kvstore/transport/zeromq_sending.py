@@ -62,6 +62,9 @@ _FIRST_BYTES, _TOLD_BYTES = 1 << 20, 8 << 20
 """A receiver's first batch, and the longest that is only told of. Each costs both ends a message,
 so one is as long as what is on the way already: short while the receiver has nothing to do yet."""
 
+_AT_ONCE = 64
+"""Messages looked at before others have their turn: nonsense keeps nobody from shipping."""
+
 _COPIED_BYTES = 256 << 10
 """A payload that ZeroMQ may as well copy: pyzmq wakes a thread for each that it does not."""
 
@@ -132,24 +135,16 @@ class ZmqSendingEnd:
         """See SendingEnd."""
         if self._bulk is not None:
             self._greet_on_bulk(self._bulk)
-        while True:
+        for _ in range(_AT_ONCE):
             if lost := self._turn_of_lanes():
                 return lost
             if not readable(self._control):
                 return None
             peer, *frames = self._control.recv_multipart(zmq.NOBLOCK)
             message = well_formed(frames[0]) if len(frames) == 1 else None
-            if isinstance(message, Ready) and message.carriage not in self._offered():
-                self._refuse(peer, message)
-            elif isinstance(message, Ready | Received | Cancel):
-                if isinstance(message, Ready) and message.carriage in self._digests:
-                    self._digests[message.carriage].expect(message.transfer)
-                return FromReceiver(peer, message)
-            if isinstance(message, Taken | Broken | Entry) and self._lanes is not None:
-                self._lanes.on_message(peer, message)
-            if isinstance(message, Hello):
-                with suppress(PeerGone):
-                    _send(self._control, peer, self._welcome)
+            if message is not None and (heard := self._hear(peer, message)):
+                return heard
+        return None
 
     def reply(self, peer: bytes, message: Failed) -> None:
         """See SendingEnd."""
@@ -217,6 +212,24 @@ class ZmqSendingEnd:
             self._lanes.close()
         close_listener(self._control)
         self._polled.close()
+
+    def _hear(self, peer: bytes, message: AnyMessage) -> FromReceiver | None:
+        """What is for the shipper; the rest is answered here."""
+        match message:
+            case Ready() if message.carriage not in self._offered():
+                self._refuse(peer, message)
+            case Ready():
+                if digest := self._digests.get(message.carriage):
+                    digest.expect(message.transfer)
+                return FromReceiver(peer, message)
+            case Received() | Cancel():
+                return FromReceiver(peer, message)
+            case Taken() | Broken() | Entry() if self._lanes is not None:
+                self._lanes.on_message(peer, message)
+            case Hello():
+                with suppress(PeerGone):
+                    _send(self._control, peer, self._welcome)
+        return None
 
     def _offered(self) -> set[Carriage]:
         """How blocks of this end may be had."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from kvstore.errors import CommunicatorLost
 from kvstore.lane import Limits
 from kvstore.messages import Blocks, Broken, Entry, Rendezvous, Shipment, Taken
 from kvstore.transport.collective import LINGERING, Bed, LaneReceiver, LaneSender
-from kvstore.transport.communicator import Communicator, CommunicatorLost, ControlStore, Pending
+from kvstore.transport.communicator import Communicator, ControlStore, Pending
 
 A, B = b"a" * 16, b"b" * 16
 BLOCK = 8
