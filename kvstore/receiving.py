@@ -41,6 +41,11 @@ class Placement:
     block_ids: tuple[int, ...]
     digests: tuple[bytes, ...]
 
+    @property
+    def name(self) -> tuple[bytes, int, int]:
+        """What tells its first block from all others: transfer, group, position."""
+        return self.transfer, self.group, self.first
+
 
 @dataclass(frozen=True)
 class Ended:

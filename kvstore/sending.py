@@ -56,9 +56,10 @@ class Batch:
     first: int
     block_ids: tuple[int, ...]
 
-    def name(self, index: int) -> tuple[bytes, int, int]:
-        """What tells this block from all others: transfer, group, position."""
-        return self.transfer, self.group, self.first + index
+    @property
+    def name(self) -> tuple[bytes, int, int]:
+        """What tells its first block from all others: transfer, group, position."""
+        return self.transfer, self.group, self.first
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,15 @@ import numpy as np
 from kvstore.errors import PeerGone
 from kvstore.pages import HostPages, KVPages
 from kvstore.receiving import Placement
-from kvstore.transport.digests import BlockName, Digest
+from kvstore.transport.digests import Digest
 from kvstore.transport.neighbour import Neighbour
 
 
-def _name(placement: Placement, index: int) -> BlockName:
-    return placement.transfer, placement.group, placement.first + index
+def _first_other(told: Sequence[bytes], found: Sequence[bytes]) -> int | None:
+    """The index of the first digest that is not as told."""
+    if told == found:
+        return None
+    return next(index for index, digest in enumerate(told) if digest != found[index])
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ class Frame:
     def place(self, pages: KVPages, placement: Placement) -> int | None:
         """See Cargo. Nothing is written unless all digests are right."""
         count = len(placement.block_ids)
-        blocks = np.frombuffer(self.frame, dtype=np.uint8).reshape(count, -1)
-        for index, digest in enumerate(placement.digests):
-            if self.digest.of(_name(placement, index), (blocks[index],)) != digest:
-                return index
-        pages.scatter(placement.block_ids, blocks.reshape(-1))
-        return None
+        blocks = np.frombuffer(self.frame, dtype=np.uint8)
+        found = self.digest.of(placement.name, blocks.reshape(count, 1, -1))
+        wrong = _first_other(placement.digests, found)
+        if wrong is None:
+            pages.scatter(placement.block_ids, blocks)
+        return wrong
 
     def release(self) -> None:
         """See Cargo. ZeroMQ's memory goes with its last reference."""
@@ -57,12 +61,15 @@ class RemotePages:
         assert isinstance(pages, HostPages)
         ids, digests = placement.block_ids, placement.digests
 
-        def right(index: int) -> bool:
-            name = _name(placement, index)
-            return self.digest.of(name, pages.pieces(ids[index])) == digests[index]
+        def first_wrong(part: range) -> int | None:
+            transfer, group, first = placement.name
+            blocks = map(pages.pieces, ids[part.start : part.stop])
+            found = self.digest.of((transfer, group, first + part.start), blocks)
+            wrong = _first_other(digests[part.start : part.stop], found)
+            return None if wrong is None else part[wrong]
 
         try:
-            wrong = self.neighbour.read(self.blocks, ids, right)
+            wrong = self.neighbour.read(self.blocks, ids, first_wrong)
         except PeerGone:
             pages.wipe(ids)
             raise

@@ -26,14 +26,18 @@ _TRANSFERS = 256
 _SEED = (1 << 64) - 1
 
 
+Pieces = Iterable[Bytes]
+"""A block, in wire order."""
+
+
 class Digest(Protocol):
-    """The block ``name``, in pieces that follow one another in wire order, to 16 bytes."""
+    """Blocks at ``first`` and the positions after it to 16 bytes each."""
 
     def expect(self, transfer: bytes) -> None:
         """Blocks of this transfer come soon: do now what can be done before."""
         ...
 
-    def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes: ...
+    def of(self, first: BlockName, blocks: Iterable[Pieces]) -> tuple[bytes, ...]: ...
 
 
 class Xxh3:
@@ -45,13 +49,16 @@ class Xxh3:
     def expect(self, transfer: bytes) -> None:
         """See Digest."""
 
-    def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes:
+    def of(self, first: BlockName, blocks: Iterable[Pieces]) -> tuple[bytes, ...]:
         """See Digest."""
-        _, group, position = name
-        state = xxhash.xxh3_128(seed=(group << 32) + position & _SEED)
-        for piece in pieces:
-            state.update(piece.data)
-        return state.digest()
+        _, group, position = first
+        found = []
+        for place, pieces in enumerate(blocks, (group << 32) + position):
+            state = xxhash.xxh3_128(seed=place & _SEED)
+            for piece in pieces:
+                state.update(piece.data)
+            found.append(state.digest())
+        return tuple(found)
 
 
 class NoDigest:
@@ -60,10 +67,10 @@ class NoDigest:
     def expect(self, transfer: bytes) -> None:
         """See Digest."""
 
-    def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes:
+    def of(self, first: BlockName, blocks: Iterable[Pieces]) -> tuple[bytes, ...]:
         """See Digest."""
-        del name, pieces
-        return bytes(16)
+        del first
+        return tuple(bytes(16) for _ in blocks)
 
 
 class Keyed:
@@ -85,12 +92,14 @@ class Keyed:
         """See Digest. To make a key takes as long as to use it on a small block."""
         self._of_transfer(transfer)
 
-    def of(self, name: BlockName, pieces: Iterable[Bytes]) -> bytes:
+    def of(self, first: BlockName, blocks: Iterable[Pieces]) -> tuple[bytes, ...]:
         """See Digest. For blocks in one piece: what is sent in frames is."""
-        transfer, group, position = name
-        nonce = group.to_bytes(4, "little") + position.to_bytes(8, "little")
-        (piece,) = pieces
-        return self._of_transfer(transfer).encrypt(nonce, b"", piece.data)
+        transfer, group, position = first
+        encrypt, in_group = self._of_transfer(transfer).encrypt, group.to_bytes(4, "little")
+        return tuple(
+            encrypt(in_group + at.to_bytes(8, "little"), b"", piece.data)
+            for at, (piece,) in enumerate(blocks, position)
+        )
 
 
 def digest_of(name: DigestName) -> Digest:

@@ -74,8 +74,8 @@ def allow_reading() -> None:
     _libc.prctl(_PR_SET_PTRACER, _ANYONE, 0, 0, 0)
 
 
-Check = Callable[[int], bool]
-"""Whether the block of this index is, where it has been read to, what it must be."""
+Check = Callable[[range], int | None]
+"""Of these indices the first whose block is not, where it has been read to, what it must be."""
 
 
 class Neighbour:
@@ -112,9 +112,9 @@ class Neighbour:
         """
         there = vector_of(blocks, self._memory.block_step, self._layers, self._memory.page_bytes)
         here = self._pages.vector(into)
-        every = range(0, len(blocks), self._part_blocks)
-        parts = deque(slice(start, start + self._part_blocks) for start in every)
-        copied: deque[slice] = deque()
+        starts = range(0, len(blocks), self._part_blocks)
+        parts = deque(range(len(blocks))[start : start + self._part_blocks] for start in starts)
+        copied: deque[range] = deque()
 
         def copy() -> bool:
             """One part, if there is one left: whichever thread comes to it."""
@@ -122,7 +122,8 @@ class Neighbour:
                 part = parts.popleft()
             except IndexError:
                 return False
-            self._copy(there[part], here[part])
+            rows = slice(part.start, part.stop)
+            self._copy(there[rows], here[rows])
             copied.append(part)
             return True
 
@@ -130,17 +131,16 @@ class Neighbour:
             while copy():
                 pass
 
-        indices = range(len(blocks))
         second = self._second.submit(copy_all) if len(parts) >= _TWO_THREADS_PARTS else None
         wrong = None
         try:
             while wrong is None and copy():
-                wrong = _first_wrong(copied, indices, check)
+                wrong = _first_wrong(copied, check)
         finally:
             parts.clear()
             if second is not None and not second.cancel():
                 second.result()
-        return _first_wrong(copied, indices, check) if wrong is None else wrong
+        return _first_wrong(copied, check) if wrong is None else wrong
 
     def _copy(self, remote: Vector, local: Vector) -> None:
         """As many pieces a call as the kernel takes."""
@@ -162,11 +162,9 @@ def _piece(at: int, size: int) -> Vector:
     return np.array([[at, size]], dtype=np.uint64)
 
 
-def _first_wrong(copied: deque[slice], indices: range, check: Check) -> int | None:
+def _first_wrong(copied: deque[range], check: Check) -> int | None:
     """Takes what has been copied so far."""
-    while copied:
-        part = copied.popleft()
-        for index in indices[part]:
-            if not check(index):
-                return index
-    return None
+    wrong = None
+    while copied and wrong is None:
+        wrong = check(copied.popleft())
+    return wrong

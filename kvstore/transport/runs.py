@@ -77,10 +77,7 @@ class HostRuns:
         """See Runs."""
         buffer = run.numpy().view(np.uint8)
         self._pages.gather(batch.block_ids, buffer)
-        pieces = buffer.reshape(len(batch.block_ids), -1)
-        return tuple(
-            self._digest.of(batch.name(index), (piece,)) for index, piece in enumerate(pieces)
-        )
+        return self._digest.of(batch.name, buffer.reshape(len(batch.block_ids), 1, -1))
 
     def place(self, placement: Placement, run: torch.Tensor) -> int | None:
         """See Runs."""

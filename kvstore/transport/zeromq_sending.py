@@ -281,19 +281,15 @@ class ZmqSendingEnd:
         digest, count = self._digests[batch.carriage], len(batch.block_ids)
         buffer = self._staging.buffer(number, count)
         self._pages.gather(batch.block_ids, buffer)
-        pieces = buffer.reshape(count, -1)
-        digests = tuple(digest.of(batch.name(index), (pieces[index],)) for index in range(count))
+        digests = digest.of(batch.name, buffer.reshape(count, 1, -1))
         return Load(
             batch.peer, self._blocks(batch, digests, ()), batch.carriage, batch.route, number
         )
 
     def _told(self, batch: Batch) -> Load:
         assert isinstance(self._pages, HostPages)
-        digest = self._digests["pages"]
-        digests = tuple(
-            digest.of(batch.name(index), self._pages.pieces(block))
-            for index, block in enumerate(batch.block_ids)
-        )
+        blocks = map(self._pages.pieces, batch.block_ids)
+        digests = self._digests["pages"].of(batch.name, blocks)
         return Load(batch.peer, self._blocks(batch, digests, batch.block_ids), "pages")
 
     def _blocks(self, batch: Batch, digests: tuple[bytes, ...], pages: tuple[int, ...]) -> Blocks:

@@ -187,10 +187,7 @@ def test_blocks_that_are_not_where_they_are_said_to_be_leave_nothing_behind(
 def told(memory: Memory, errand: Errand) -> Blocks:
     """What a sender says of an errand's first group, truthfully."""
     ids = tuple(errand.source.values())
-    digests = tuple(
-        Xxh3().of((errand.transfer, 0, at), memory.pages.pages.pieces(block))
-        for at, block in enumerate(ids)
-    )
+    digests = Xxh3().of((errand.transfer, 0, 0), map(memory.pages.pages.pieces, ids))
     return Blocks(errand.transfer, GENERATION, 0, 0, digests, ids)
 
 

@@ -47,9 +47,8 @@ def _of_the_transfer() -> Iterator[tuple[str, bytes]]:
     wanted, source = errand(), Noise(LAYOUT, BLOCKS, 1)
     transfer = wanted.transfer
     payload = source.of(wanted.source[0, 0]) + source.of(wanted.source[0, 1])
-    plain = tuple(
-        Xxh3().of((transfer, 0, at), source.pages.pieces(wanted.source[0, at])) for at in range(2)
-    )
+    pieces = [source.pages.pieces(wanted.source[0, at]) for at in range(2)]
+    plain = Xxh3().of((transfer, 0, 0), pieces)
     right = Blocks(transfer, GENERATION, 0, 0, plain)
     damaged = replace(right, digests=(plain[0], plain[1][::-1]))
     yield "blocks-right", pack(CONTROL, encode(right), payload)
@@ -60,8 +59,8 @@ def _of_the_transfer() -> Iterator[tuple[str, bytes]]:
     yield "blocks-many", pack(CONTROL, encode(replace(right, digests=plain * 2)), payload * 2)
     yield "blocks-in-pages", pack(CONTROL, encode(replace(right, pages=(1, 2))))
     block = source.bytes[:, 0].view("u1").reshape(-1)
-    keyed = Keyed(KEY, LAYOUT.fingerprint).of((transfer, 0, 0), [block])
-    yield "bulk-blocks", pack(BULK, encode(replace(right, digests=(keyed,))), payload[:32])
+    keyed = Keyed(KEY, LAYOUT.fingerprint).of((transfer, 0, 0), [[block]])
+    yield "bulk-blocks", pack(BULK, encode(replace(right, digests=keyed)), payload[:32])
     ready = wanted.ready(LAYOUT, bytes(32))
     yield "ready-forged", pack(SENDER, encode(ready))
     yield "ready-signed", pack(SENDER, encode(wanted.ready(LAYOUT, KEY)))

@@ -129,10 +129,7 @@ class MemorySendingEnd:
             wire.cut()
 
     def _digests(self, batch: Batch) -> tuple[bytes, ...]:
-        return tuple(
-            self._digest.of(batch.name(index), self.pages.pieces(block))
-            for index, block in enumerate(batch.block_ids)
-        )
+        return self._digest.of(batch.name, map(self.pages.pieces, batch.block_ids))
 
     def _send(self, peer: bytes, parcel: Parcel) -> None:
         wire = self.wires.get(peer)
@@ -153,7 +150,7 @@ class _InProcess:
         buffer = np.empty(len(blocks) * self._source.block_bytes, dtype=np.uint8)
         self._source.gather(blocks, buffer)
         self._target.scatter(into, buffer)
-        return next((index for index in range(len(blocks)) if not check(index)), None)
+        return check(range(len(blocks)))
 
 
 class MemoryReceivingEnd:

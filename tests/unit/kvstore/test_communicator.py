@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
+from kvstore.errors import CommunicatorLost
 from kvstore.transport.communicator import (
     LONGEST_ENTRY,
     MOST_ENTRIES,
-    CommunicatorLost,
     ControlStore,
     GlooCommunicator,
 )
