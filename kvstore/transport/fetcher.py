@@ -25,8 +25,9 @@ from kvstore.transport.ends import Cargo, FromSender, ReceivingEnd
 
 _IDLE_SECONDS = 0.5
 _DIALLING_SECONDS = 0.001
-_ANSWERED_BYTES = 4 << 20
-"""What may come before anything is answered, so that answers of a burst go out together."""
+_ANSWERED_BYTES, _MESSAGE_BYTES = 4 << 20, 1 << 20
+"""What may come before anything is answered, so that answers of a burst go out together; and what
+a message counts as at least."""
 
 _GIVE_WAY_SECONDS = 30e-6
 """What the engine's thread, woken, gets to take the interpreter lock; it would else have to wait
@@ -195,7 +196,7 @@ class Fetcher:
         return min(_IDLE_SECONDS, deadline - self._clock()) if deadline else _IDLE_SECONDS
 
     def _receive_some(self) -> int:
-        """Bytes and messages that have come, in one count."""
+        """About as many bytes as have come."""
         count = 0
         while count < _ANSWERED_BYTES and (received := self._receive()):
             count += received
@@ -213,7 +214,7 @@ class Fetcher:
                 self._core.on_failed(arrival.peer, arrival.message, self._clock())
         if arrival.cargo is not None:
             arrival.cargo.release()
-        return 1 if arrival.cargo is None else 1 + arrival.cargo.size
+        return _MESSAGE_BYTES if arrival.cargo is None else max(_MESSAGE_BYTES, arrival.cargo.size)
 
     def _place(self, arrival: FromSender, message: Blocks, cargo: Cargo) -> None:
         now = self._clock()

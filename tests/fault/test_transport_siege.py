@@ -20,17 +20,21 @@ from kvstore.cluster import Ship
 from kvstore.codec import encode, well_formed
 from kvstore.credentials import load_or_create
 from kvstore.layout import KVLayout
-from kvstore.messages import Cancel, Carriage, Failed
+from kvstore.messages import Cancel, Carriage, Failed, Ready
 from kvstore.pages import KVPages
+from kvstore.receiving import ReceiverCore
 from kvstore.sending import Batch
 from kvstore.transfer import Prompt
-from kvstore.transport.fetcher import Fetch
+from kvstore.transport.digests import Xxh3
+from kvstore.transport.ends import FromSender
+from kvstore.transport.fetcher import Fetch, Fetcher
 from kvstore.transport.opening import open_fetcher, open_shipper
 from kvstore.transport.shipper import Shipper
 from kvstore.transport.sockets import SocketOptions, dial
 from kvstore.transport.zeromq_sending import Sender, ZmqSendingEnd
+from tests.support.memory_transport import MemoryReceivingEnd, MemorySendingEnd
 from tests.support.transfers import GENERATION, Errand, Errands, Noise, layout_of
-from tests.support.transport_pairs import SkippingClock
+from tests.support.transport_pairs import SkippingClock, until
 from tests.support.transport_peer import setting_at, without_heartbeats
 
 SMALL, LARGE = layout_of(2, 4096, 1), layout_of(1, 1 << 20, 1)
@@ -117,6 +121,31 @@ def test_a_buffer_that_comes_free_ends_the_wait_for_one(tmp_path: Path) -> None:
         slow.close(linger=0)
         end.close()
         context.term()
+
+
+class Chatterbox(MemoryReceivingEnd):
+    """There is always something more to be heard."""
+
+    def receive(self) -> FromSender | None:
+        return FromSender("memory://nobody", Failed(bytes(16), "overloaded", ""), None)
+
+
+def test_who_never_stops_talking_keeps_no_request_from_leaving() -> None:
+    source, target = Noise(SMALL, 8, 1), Noise(SMALL, 8, 2)
+    sending = MemorySendingEnd("memory://prefill", source.pages, GENERATION, Xxh3())
+    end = Chatterbox({sending.uri: sending}, target.pages, Xxh3(), "frames")
+    core = ReceiverCore(target.pages.block_bytes)
+    fetcher = Fetcher(core, target.pages, end, time.monotonic)
+    errand = Errands(random.Random(1), 8, 8).make(2, (0,), 2)
+    reservation = errand.reservation(sending.uri, time.monotonic() + 900, GENERATION)
+    fetcher.start()
+    try:
+        fetcher.fetch(Fetch(reservation, errand.ready(SMALL, bytes(32))))
+        asked = until(sending.receive, 5)
+        assert asked is not None
+        assert isinstance(asked.message, Ready)
+    finally:
+        fetcher.stop()
 
 
 def test_who_takes_nothing_keeps_nobody_else_waiting(tmp_path: Path) -> None:
