@@ -206,12 +206,11 @@ class ReceiverCore:
 
     def _tell(self, peer: str, told: Received) -> None:
         """What follows at once on an earlier word of the same group takes its place."""
-        last = self._outgoing[-1][1] if self._outgoing else None
-        if isinstance(last, Received) and (last.transfer, last.group) == (
-            told.transfer,
-            told.group,
-        ):
-            self._outgoing.pop()
+        to, last = self._outgoing[-1] if self._outgoing else ("", None)
+        if isinstance(last, Received):
+            before, now = (to, last.transfer, last.group), (peer, told.transfer, told.group)
+            if before == now:
+                self._outgoing.pop()
         self._outgoing.append((peer, told))
 
     def _fail(self, transfer: bytes, reason: FailReason, detail: str, now: float) -> None:

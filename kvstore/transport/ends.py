@@ -89,7 +89,7 @@ class Cargo(Protocol):
     def place(self, pages: KVPages, placement: Placement) -> int | None:
         """Write the blocks into ``pages``, if each is what its digest says.
 
-        Else the index of the first that is not is returned, and nothing of them is left there.
+        Else the index of one that is not is returned, and nothing of them is left there.
         Raises PeerGone, as clean, when the bytes lie with a sender that is no longer there.
         """
         ...

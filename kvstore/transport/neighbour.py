@@ -77,7 +77,7 @@ def allow_reading() -> None:
 
 
 Check = Callable[[range], int | None]
-"""Of these indices the first whose block is not, where it has been read to, what it must be."""
+"""Of these indices one whose block is not, where it has been read to, what it must be."""
 
 
 class Neighbour:

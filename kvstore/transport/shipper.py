@@ -116,7 +116,8 @@ class Shipper:
             shipped = self._ship_one()  # first: most often it is a page that woke us
             received = self._receive()
             self._expire_and_reply()
-            if not received and not shipped:
+            # What was heard may have been a lane's alone, which makes room and is nobody's message.
+            if not received and not shipped and not self._ship_one():
                 self._end.wait(_IDLE_SECONDS)
 
     def _receive(self) -> bool:

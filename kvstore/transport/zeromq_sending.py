@@ -65,9 +65,6 @@ so one is as long as what is on the way already: short while the receiver has no
 _AT_ONCE = 64
 """Messages looked at before others have their turn: nonsense keeps nobody from shipping."""
 
-_COPIED_BYTES = 256 << 10
-"""A payload that ZeroMQ may as well copy: pyzmq wakes a thread for each that it does not."""
-
 _MAX_REQUEST_BYTES = 16 << 10
 """Longest message of a receiver: it says what it wants, and nothing it says is long."""
 
@@ -144,7 +141,7 @@ class ZmqSendingEnd:
             message = well_formed(frames[0]) if len(frames) == 1 else None
             if message is not None and (heard := self._hear(peer, message)):
                 return heard
-        return None
+        return self._turn_of_lanes()
 
     def reply(self, peer: bytes, message: Failed) -> None:
         """See SendingEnd."""
@@ -194,9 +191,6 @@ class ZmqSendingEnd:
         socket = self._bulk if on_bulk and self._bulk is not None else self._control
         payload = self._staging.buffer(load.buffer, len(load.message.digests))
         _send(socket, load.route if on_bulk else load.peer, load.message, more=True)
-        if len(payload) <= _COPIED_BYTES:
-            socket.send(payload.data, zmq.NOBLOCK)
-            return
         tracker = socket.send(payload.data, zmq.NOBLOCK, copy=False, track=True)
         assert isinstance(tracker, zmq.MessageTracker)
         self._staging.lend(load.buffer, tracker, load.peer)

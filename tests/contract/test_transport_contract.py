@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from kvstore.credentials import load_or_create
 from kvstore.layout import KVLayout
 from kvstore.messages import PROTOCOL_VERSION, Cancel, Ready, Received
+from kvstore.sending import Batch
 from kvstore.transport.ends import ReceivingEnd
 from tests.support.faulty_transport import HARMLESS, SEVERE, Faults
 from tests.support.transfers import Errand, layout_of
@@ -141,6 +143,30 @@ def test_a_window_holds_for_whoever_does_not_acknowledge(open_pair: Open) -> Non
     pair.round_trip()
     beyond = [block for (_, at), block in errand.target.items() if at >= 4]
     assert (pair.target.bytes[:, beyond] == before[:, beyond]).all()
+
+
+def test_nobody_sleeps_while_a_batch_could_go(open_pair: Open) -> None:
+    """What makes room for one ends the wait, or is seen before it begins."""
+    pair = open_pair()
+    shipper, slept = pair.shipper, list[Batch]()
+    end, wait = shipper._end, shipper._end.wait
+
+    def watched(seconds: float) -> None:
+        with shipper._lock:
+            batch = shipper._core.next_batch(end.room())
+        began = time.monotonic()
+        wait(seconds)
+        if batch is not None and time.monotonic() - began > 0.8 * seconds:
+            slept.append(batch)
+
+    end.wait = watched  # type: ignore[method-assign]
+    for count in (1, 10, 30):
+        errand = pair.errands.make(count, WHOLE, count)
+        pair.open(errand)
+        pair.supply(errand)
+        pair.ask(errand)
+        assert pair.until_ended(errand)[0].reason is None
+    assert not slept
 
 
 @pytest.mark.parametrize("after", [0, 16, 40])

@@ -20,7 +20,7 @@ from kvstore.cluster import Ship
 from kvstore.codec import encode, well_formed
 from kvstore.credentials import load_or_create
 from kvstore.layout import KVLayout
-from kvstore.messages import Cancel, Carriage, Failed, Ready
+from kvstore.messages import Blocks, Cancel, Carriage, Failed, Ready
 from kvstore.pages import KVPages
 from kvstore.receiving import ReceiverCore
 from kvstore.sending import Batch
@@ -121,6 +121,32 @@ def test_a_buffer_that_comes_free_ends_the_wait_for_one(tmp_path: Path) -> None:
         slow.close(linger=0)
         end.close()
         context.term()
+
+
+def test_a_receiver_that_lags_behind_many_short_prompts_loses_none(tmp_path: Path) -> None:
+    """More of them than any queue takes: what does not fit waits with the sender."""
+    layout, prompts = layout_of(1, 256 << 10, 1), 1000
+    source = Noise(layout, prompts, 1)
+    key = setting_at(tmp_path / "state").credentials.transport_key()
+    uri = f"zmq+ipc://{tmp_path}/run/ship"
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    errands = Errands(random.Random(1), prompts, prompts)
+    with sending(tmp_path, layout, source.pages, uri) as shipper:
+        lagging = context.socket(zmq.DEALER)
+        lagging.setsockopt(zmq.RCVHWM, 1)
+        lagging.setsockopt(zmq.SNDHWM, prompts)
+        lagging.connect(uri.removeprefix("zmq+"))
+        for errand in (errands.make(1, (0,), 1) for _ in range(prompts)):
+            shipper.open(errand.transfer, errand.prompt, time.monotonic() + 900)
+            shipper.supply(errand.transfer, errand.source)
+            lagging.send(encode(errand.ready(layout, key)))
+        time.sleep(1.5)  # less than it takes to be given up
+        came = 0
+        while came < prompts and lagging.poll(20_000):
+            header, *_ = lagging.recv_multipart()
+            came += isinstance(well_formed(header), Blocks)
+        context.destroy(linger=0)
+    assert came == prompts
 
 
 class Chatterbox(MemoryReceivingEnd):

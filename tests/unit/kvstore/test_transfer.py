@@ -232,6 +232,27 @@ def test_blocks_that_cannot_be_right_end_the_transfer(message: Blocks, payload: 
     assert core.take_outgoing() == [(URI, Cancel(T))]
 
 
+def test_acknowledgements_of_one_group_go_as_one_those_of_others_stay() -> None:
+    core, elsewhere = ReceiverCore(BLOCK_BYTES), "elsewhere"
+    core.begin(reservation(), 0.0)
+    core.begin(replace_fields(reservation(), peer=elsewhere, transfer=b"u" * 16), 0.0)
+    for peer, message in (
+        (URI, blocks(0, 2)),
+        (URI, blocks(2)),
+        (elsewhere, replace(blocks(0), transfer=b"u" * 16)),
+        (URI, blocks(3)),
+    ):
+        size = len(message.digests) * BLOCK_BYTES
+        placement = core.accept(peer, message, size, 1.0)
+        assert placement is not None
+        core.placed(placement, 1.0)
+    assert core.take_outgoing() == [
+        (URI, Received(T, 0, 3)),
+        (elsewhere, Received(b"u" * 16, 0, 1)),
+        (URI, Received(T, 0, 4)),
+    ]
+
+
 def test_a_damaged_block_ends_the_transfer() -> None:
     core = ReceiverCore(BLOCK_BYTES)
     core.begin(reservation(), 0.0)
