@@ -61,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     plan = plan_of(options)
     folder = options.out or outcome.folder_for("transport")
     outcome.require_folder(folder)
+    if options.json is not None:
+        outcome.require_folder(options.json.parent)
     taken = asyncio.run(measure(plan, outcome.say))
     judgements = [
         judge(goal, taken.seconds, taken.missing) for goal in goals(plan.schemes, plan.sizes)
