@@ -33,7 +33,7 @@ _IOV_MAX, _CALL_BYTES = 1024, 1 << 30
 """Pieces and bytes that one call takes (Linux; it would take one byte short of 2 GiB)."""
 
 _PART_BYTES = 4 << 20
-"""What is read and then checked at a time: it fits a core's cache."""
+"""What is read and then checked at a time: shorter ones cost more than they gain."""
 
 _TWO_THREADS_PARTS = 2
 """What is worth waking another thread for."""
@@ -107,7 +107,7 @@ class Neighbour:
         return max(blocks) < self._memory.blocks
 
     def read(self, blocks: Sequence[int], into: Sequence[int], check: Check) -> int | None:
-        """Copy the sender's ``blocks`` into ours, each checked while it is in the cache.
+        """Copy the sender's ``blocks`` into ours, part by part, each checked when it is there.
 
         The index of one that is not what it must be, if any is. Raises PeerGone when its process
         is gone.

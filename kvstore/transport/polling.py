@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 
 import zmq
 
+AT_ONCE = 64
+"""Messages of one socket looked at before others have their turn: nonsense keeps nobody waiting."""
+
 _READABLE = int(zmq.POLLIN)
 
 Pollable: TypeAlias = "zmq.Socket[Any]"

@@ -48,16 +48,13 @@ from kvstore.transport.digests import digest_of, keyed_of
 from kvstore.transport.ends import FromSender
 from kvstore.transport.lanes_receiving import ReceivingLanes
 from kvstore.transport.neighbour import Neighbour
-from kvstore.transport.polling import Polled, readable
+from kvstore.transport.polling import AT_ONCE, Polled, readable
 from kvstore.transport.runs import runs_of
 from kvstore.transport.sockets import SocketOptions, dial, dial_plain, own_address, socket_uri
 from kvstore.transport.staging import BATCH_BYTES, BUFFERS
 
 PEERS = 256
 """Connections kept; beyond it one is dropped that was not heard of, its transfers recomputed."""
-
-AT_ONCE = 64
-"""Messages of one connection looked at before others have their turn."""
 
 _ARRIVALS = 2 * BUFFERS
 """Messages that may lie here unread, of one sender: more is held back on its side."""

@@ -45,7 +45,7 @@ from kvstore.transport.digests import Digest, digest_of, keyed_of
 from kvstore.transport.ends import FromReceiver, Load
 from kvstore.transport.lanes_sending import SendingLanes
 from kvstore.transport.neighbour import Readable
-from kvstore.transport.polling import Polled, readable
+from kvstore.transport.polling import AT_ONCE, Polled, readable
 from kvstore.transport.runs import Runs, runs_of
 from kvstore.transport.sockets import (
     SocketOptions,
@@ -61,9 +61,6 @@ from kvstore.transport.staging import BUFFERS, MAX_BATCH_BLOCKS, Staging
 _FIRST_BYTES, _TOLD_BYTES = 1 << 20, 8 << 20
 """A receiver's first batch, and the longest that is only told of. Each costs both ends a message,
 so one is as long as what is on the way already: short while the receiver has nothing to do yet."""
-
-_AT_ONCE = 64
-"""Messages looked at before others have their turn: nonsense keeps nobody from shipping."""
 
 _MAX_REQUEST_BYTES = 16 << 10
 """Longest message of a receiver: it says what it wants, and nothing it says is long."""
@@ -132,7 +129,7 @@ class ZmqSendingEnd:
         """See SendingEnd."""
         if self._bulk is not None:
             self._greet_on_bulk(self._bulk)
-        for _ in range(_AT_ONCE):
+        for _ in range(AT_ONCE):
             if lost := self._turn_of_lanes():
                 return lost
             if not readable(self._control):
@@ -311,10 +308,9 @@ class ZmqSendingEnd:
     def _greet_on_bulk(self, bulk: zmq.Socket[bytes]) -> None:
         """Answer there what tells a receiver that its route is known. At most a queue full."""
         for _ in range(BUFFERS):
-            try:
-                route, *frames = bulk.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if not readable(bulk):
                 return
+            route, *frames = bulk.recv_multipart(zmq.NOBLOCK)
             if len(frames) == 1 and isinstance(well_formed(frames[0]), Hello):
                 with suppress(PeerGone):
                     _send(bulk, route, replace(self._welcome, bulk="", token=""))
