@@ -6,7 +6,9 @@ from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.launch import Command, Connector, engine_command
 from kvstore.machine import Machine
 
-CONNECTOR = Connector("DecodeConnector", "decode.connector", "kv_consumer")
+CONNECTOR = Connector(
+    "DecodeConnector", "decode.connector", "kv_consumer", "decode.gate.DecodeGate"
+)
 
 
 def command(

@@ -97,7 +97,7 @@ class DecodeScheduling:
         if computed >= whole:
             self._decline(request, tracked)
             return 0
-        wanted = whole if tracked.ticket.held >= whole else len(tracked.tokens) - 1
+        wanted = whole if tracked.ticket.leaves_rest(whole) else len(tracked.tokens) - 1
         return wanted - computed
 
     def allocated(self, request: str, tables: Sequence[Sequence[int]], external: int) -> None:

@@ -1,7 +1,7 @@
-"""What a decode worker's fetching thread and its HTTP gate tell each other, on one host.
+"""What a worker's connectors and its HTTP gate tell each other, on one host.
 
-The connector's end hears of ended fetches and begun requests and passes them on; the gate's end
-awaits them, and tells of transfers that nobody will send any more.
+A connector tells what became of requests and the gate awaits it. The gate of a decode worker tells
+of transfers that nobody will send any more.
 """
 
 from __future__ import annotations
@@ -12,29 +12,41 @@ from types import TracebackType
 import zmq
 
 from kvstore.codec import encode, well_formed
-from kvstore.messages import Abandon, Begun, GateMessage, Outcome
+from kvstore.messages import Abandon, GateReport
 
 _QUEUE = 1024
 
 
-class ConnectorLink:
-    """The connector's end. For a poller: ``socket`` is readable when ``abandoned`` has some."""
+class ReportLink:
+    """The end of a connector that has something to tell."""
 
-    def __init__(self, *, gate: str, abandon: str) -> None:
+    def __init__(self, gate: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._reports, self.socket = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
+        self._reports = self._context.socket(zmq.PUSH)
         self._reports.setsockopt(zmq.SNDHWM, _QUEUE)
-        self.socket.setsockopt(zmq.RCVHWM, _QUEUE)
         self._reports.connect(gate)
-        self.socket.bind(abandon)
 
-    def report(self, message: Outcome | Begun) -> bool:
+    def report(self, message: GateReport) -> bool:
         """Tell the gate; False when nobody takes it (the gate then knows nothing of it)."""
         try:
             self._reports.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._context.destroy(linger=0)
+
+
+class ConnectorLink(ReportLink):
+    """And is told. For a poller: ``socket`` is readable when ``abandoned`` has some."""
+
+    def __init__(self, *, gate: str, abandon: str) -> None:
+        super().__init__(gate)
+        self.socket = self._context.socket(zmq.PULL)
+        self.socket.setsockopt(zmq.RCVHWM, _QUEUE)
+        self.socket.bind(abandon)
 
     def abandoned(self) -> list[bytes]:
         """Transfers the gate has given up since the last call."""
@@ -47,18 +59,14 @@ class ConnectorLink:
             if isinstance(message, Abandon):
                 transfers.append(message.transfer)
 
-    def close(self) -> None:
-        """Drop both ends."""
-        self._context.destroy(linger=0)
-
 
 class GateLink:
     """The HTTP gate's end: awaits reports, sends abandons. For asyncio: poll ``fileno``.
 
-    ``abandon``: the address of each slice's connector.
+    ``abandon``: the address of each connector that is to be told.
     """
 
-    def __init__(self, *, gate: str, abandon: Sequence[str]) -> None:
+    def __init__(self, *, gate: str, abandon: Sequence[str] = ()) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._reports = self._context.socket(zmq.PULL)
         self._abandons = [self._context.socket(zmq.PUSH) for _ in abandon]
@@ -74,19 +82,19 @@ class GateLink:
         assert isinstance(descriptor, int)
         return descriptor
 
-    def reports(self) -> list[Outcome | Begun]:
-        """What the connector has told since the last call, in order."""
-        found: list[Outcome | Begun] = []
+    def reports(self) -> list[GateReport]:
+        """What the connectors have told since the last call, in order."""
+        found: list[GateReport] = []
         while True:
             try:
                 message = well_formed(self._reports.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return found
-            if isinstance(message, Outcome | Begun):
+            if isinstance(message, GateReport):
                 found.append(message)
 
-    def send(self, message: GateMessage) -> bool:
-        """Whether every slice's connector took it."""
+    def send(self, message: Abandon) -> bool:
+        """Whether every connector took it."""
         taken = True
         for socket in self._abandons:
             try:

@@ -3,7 +3,7 @@
 Both legs carry the same ``transfer`` (128 random bits), so neither needs the other's request id.
 A ticket is data, not authority: what opens a transfer is the MAC of ``Ready`` (kvstore.transfer).
 The decode leg has nothing on its way back, since vLLM tells a stream's end nothing of ours: its
-worker's gate tells (kvstore.gate).
+worker's gate tells (decode.gate).
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ ShipUri = Annotated[
 
 
 class PrefillTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """For the prefill leg: ship this prompt's KV to whoever proves to be its decode leg."""
+    """For the prefill leg: ship this prompt's KV to whoever proves to be its decode leg.
+
+    ``held``: as the decode leg is told. Where decode will compute the rest, and all else is here
+    indeed, nothing is computed for this leg.
+    """
 
     transfer: TransferHex
     ttl_ms: Annotated[int, msgspec.Meta(gt=0, le=3_600_000)]
+    held: Count = 0
+
+    def leaves_rest(self, whole: int) -> bool:
+        """Whether decode computes what follows the ``whole`` tokens in whole blocks itself."""
+        return 0 < whole <= self.held
 
 
 class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="fetch"):
@@ -50,6 +59,10 @@ class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     ship: ShipUri
     sender_generation: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     held: Count = 0
+
+    def leaves_rest(self, whole: int) -> bool:
+        """As the prefill ticket's: both ends must come to the same answer."""
+        return 0 < whole <= self.held
 
 
 class LocalTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="local"):

@@ -20,7 +20,6 @@ from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.machine import Machine
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"
-GATE = "kvstore.gate.Gate"
 SETTINGS_KEY = "kvferry"
 """As in ``kvstore.engine_facts``, which imports torch; a test keeps the two equal."""
 
@@ -39,11 +38,12 @@ QUIET: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Connector:
-    """A role's connector, as vLLM loads it."""
+    """A role's connector and gate, as vLLM loads them."""
 
     name: str
     module: str
     kv_role: Literal["kv_producer", "kv_consumer"]
+    gate: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def engine_command(
     flags = (
         *_model_flags(config, settings),
         *_cache_flags(config, settings),
-        *_http_flags(settings),
+        *_http_flags(settings, connector.gate),
         *("--kv-transfer-config", json.dumps(_transfer(settings, connector))),
     )
     return Command((sys.executable, "-m", SERVER, *flags), _env(config, settings, machine, verbose))
@@ -110,8 +110,8 @@ def _cache_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, 
     return tuple(flags)
 
 
-def _http_flags(settings: WorkerSettings) -> tuple[str, ...]:
-    flags = ["--enable-prompt-tokens-details", "--enable-scale-out", "--middleware", GATE]
+def _http_flags(settings: WorkerSettings, gate: str) -> tuple[str, ...]:
+    flags = ["--enable-prompt-tokens-details", "--enable-scale-out", "--middleware", gate]
     flags += ["--disable-uvicorn-access-log", "--no-enable-log-requests", "--disable-fastapi-docs"]
     flags += ["--uvicorn-log-level", "warning"]
     http = settings.addresses.http

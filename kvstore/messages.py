@@ -7,6 +7,8 @@ Version history of the protocol
     3   blocks belong to a KV group; a receiver says how far it wants them and how they are to be
         carried: read from the sender's memory on one host, by a plain bulk connection across them
         (``Hello``, ``Welcome``), by a lane between GPUs (``Rendezvous`` to ``Broken``)
+    4   batches may have 8 MiB; a prefill worker tells its gate of prompts that it only ships
+        (``Held``), and both tickets say what it is thought to hold
 
 Three conversations:
 
@@ -48,7 +50,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Uri = Annotated[str, msgspec.Meta(max_length=512)]
@@ -326,6 +328,17 @@ class Begun(Message, frozen=True, tag=True):
     begun: Moment
 
 
+class Held(Message, frozen=True, tag=True):
+    """A prefill engine ships a prompt as it holds it; told to the worker's HTTP gate.
+
+    ``tokens`` of it: all that lie in whole blocks. The rest is decode's to compute, so the engine
+    computes nothing for this leg, and the gate ends it.
+    """
+
+    transfer: Transfer
+    tokens: Count
+
+
 class Abandon(Message, frozen=True, tag=True):
     """The gate tells the decode side that the prefill leg failed: await nothing more."""
 
@@ -335,7 +348,8 @@ class Abandon(Message, frozen=True, tag=True):
 LaneMessage = Rendezvous | Entry | Shipment | Taken | Broken
 ShipMessage = Hello | Welcome | Ready | Blocks | Received | Failed | Cancel | LaneMessage
 FeedMessage = Subscribe | Announce | Snapshot | Delta
-GateMessage = Outcome | Begun | Abandon
+GateReport = Outcome | Begun | Held
+GateMessage = GateReport | Abandon
 AnyMessage = ShipMessage | FeedMessage | GateMessage
 
 

@@ -30,8 +30,10 @@ from kvstore.engine_facts import (
     worker_settings,
 )
 from kvstore.engine_waits import nap_between_looks
+from kvstore.gate_link import ReportLink
 from kvstore.handoff import to_params
 from kvstore.lmcache_tier import open_copy, open_lookup
+from kvstore.messages import Held
 from kvstore.pages import open_pages
 from kvstore.slices import slice_address
 from kvstore.transport.opening import Setting, open_shipper
@@ -98,6 +100,7 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         self._slices = slices_of(vllm_config, self._settings.slices)
         self._holds = PoolHolds()
         self._working: PrefillWorking | None = None
+        self._gate: ReportLink | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._scheduling = PrefillScheduling(
                 open_lookup(self._settings, vllm_config, self._groups),
@@ -107,6 +110,7 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
                 self._holds,
                 time.monotonic,
             )
+            self._gate = ReportLink(self._settings.addresses.gate)
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str:
@@ -135,7 +139,11 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefillMetadata:
         self._scheduling.preempted(scheduler_output.preempted_req_ids or ())
         idle = scheduler_output.total_num_scheduled_tokens == 0
-        return PrefillMetadata(self._scheduling.step(_scheduled(scheduler_output), idle))
+        orders = self._scheduling.step(_scheduled(scheduler_output), idle)
+        assert self._gate is not None
+        for held in orders.held:
+            self._gate.report(Held(held.transfer, held.tokens))
+        return PrefillMetadata(orders)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.loaded(connector_output.finished_recving or ())
@@ -205,6 +213,8 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self) -> None:
         if self._working:
             self._working.stop()
+        if self._gate:
+            self._gate.close()
 
 
 def _scheduled(output: SchedulerOutput) -> Iterator[Scheduled]:

@@ -6,7 +6,9 @@ from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.launch import Command, Connector, engine_command
 from kvstore.machine import Machine
 
-CONNECTOR = Connector("PrefillConnector", "prefill.connector", "kv_producer")
+CONNECTOR = Connector(
+    "PrefillConnector", "prefill.connector", "kv_producer", "prefill.gate.PrefillGate"
+)
 
 
 def command(

@@ -26,22 +26,35 @@ class Supply:
     pages: dict[tuple[int, int], int]
 
 
+@dataclass(frozen=True)
+class HeldPrompt:
+    """A request of whose prompt ``tokens`` are here, and nothing is to be computed."""
+
+    request: str
+    transfer: bytes
+    tokens: int
+
+
 @dataclass
 class Orders:
     """One step's orders, in the order in which the worker carries them out.
 
-    Before the step's forward pass: ``withdrawals``, ``openings``, ``supplies_before``, ``loads``.
-    After it: ``supplies_after``, ``stores``, ``closings``, ``released``.
-    ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back.
-    ``released`` requests wait for our report. ``idle``: the engine computes nothing in this step.
+    Before the step's forward pass: ``withdrawals``, ``openings``, ``supplies_before``, ``loads``,
+    ``held``. After it: ``supplies_after``, ``stores``, ``closings``, ``released``, ``resumed``.
+    ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back. ``held``
+    prompts are shipped as they are, and wait as if they were loaded: until they are released, as
+    all requests are that wait for our report, or ``resumed``, to be computed after all.
+    ``idle``: the engine computes nothing in this step.
     """
 
     withdrawals: list[tuple[str, bytes | None]] = field(default_factory=list)
     openings: list[Opening] = field(default_factory=list)
     supplies_before: list[Supply] = field(default_factory=list)
     loads: list[TierOp] = field(default_factory=list)
+    held: list[HeldPrompt] = field(default_factory=list)
     supplies_after: list[Supply] = field(default_factory=list)
     stores: list[TierOp] = field(default_factory=list)
     closings: list[bytes] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
     idle: bool = False

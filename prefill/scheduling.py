@@ -3,9 +3,11 @@
 A request's stages::
 
     NEW ── tier holds more than the engine ──▶ LOADING ── loaded or failed ──▶ COMPUTING
+     ├─── only decode's part is missing ─────▶ SHIPPING ── lease over ───────▶ COMPUTING
      └──────────────── otherwise ─────────────────────────────────────────────▶ COMPUTING
 
-The tier is asked once per request; after that the engine computes, whatever happens.
+The tier is asked once per request; after that the engine computes, whatever happens. A request
+that is only shipped waits as if it were loaded until its gate ends it, and nothing is computed.
 
 Of a sliding group only the blocks are shipped that live at the prompt's end. vLLM gives such
 blocks away as soon as the window has passed them, the last of them when the request finishes and
@@ -31,7 +33,7 @@ from kvstore.once import UsedOnce
 from kvstore.tier import TierKey, TierLookup, TierOp
 from kvstore.tier_shape import NULL_BLOCK, Part, TierShape
 from kvstore.transfer import Prompt
-from prefill.orders import Opening, Orders, Supply
+from prefill.orders import HeldPrompt, Opening, Orders, Supply
 
 log = logging.getLogger("kvferry.prefill")
 
@@ -60,10 +62,11 @@ class BlockHolds(Protocol):
 
 
 class Stage(enum.Enum):
-    """Where a request stands with the DRAM tier."""
+    """Where a request stands."""
 
     NEW = enum.auto()
     LOADING = enum.auto()
+    SHIPPING = enum.auto()
     COMPUTING = enum.auto()
 
 
@@ -73,7 +76,9 @@ class _Tracked:
     salt: str
     transfer: bytes | None
     lease_until: float
+    leaves_rest: bool
     stage: Stage = Stage.NEW
+    only_ships: bool = False
     local: int = 0
     loading: int = 0
     dram: int = 0
@@ -106,6 +111,8 @@ class PrefillScheduling:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
+        self._to_ship: list[Scheduled] = []
+        self._shipping: dict[str, float] = {}
         self._orders = Orders()
         self._op_numbers = itertools.count()
         self._transfers = UsedOnce()
@@ -113,13 +120,15 @@ class PrefillScheduling:
     def added(self, request: EngineRequest) -> None:
         """A request joins the engine's queue."""
         tokens = list(request.prompt_token_ids or ())
-        transfer, lease_until = self._ticket(request)
-        tracked = _Tracked(tokens, request.cache_salt or "", transfer, lease_until)
+        tracked = _Tracked(tokens, request.cache_salt or "", *self._ticket(request, len(tokens)))
         self._tracked[request.request_id] = tracked
         self._tier.start(TierKey(request.request_id, tokens, tracked.salt))
 
     def matched(self, request: str, computed: int) -> int | None:
-        """Tokens beyond ``computed`` that the DRAM tier will load; None: ask again."""
+        """Tokens beyond ``computed`` that the DRAM tier will load; None: ask again.
+
+        One token, which nobody will load, keeps a request waiting that is only shipped.
+        """
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return 0
@@ -129,8 +138,11 @@ class PrefillScheduling:
         tracked.local = computed
         tracked.stored = tracked.window_stored = held
         last = len(tracked.tokens) - 1
-        if computed >= last // self._block_size * self._block_size:
-            return 0  # Less than a block is missing, and would be computed sooner.
+        tracked.only_ships = False
+        if computed >= self._whole(len(tracked.tokens)):
+            # Less than a block is missing: decode computes it, or it is computed sooner here.
+            tracked.only_ships = tracked.leaves_rest and self._keeps_windows(computed)
+            return int(tracked.only_ships)
         # The last token is computed in any case; the engine would reserve a sliding group's blocks
         # as for the token after it, and so without the first one that the last token attends to.
         return max(0, min(held, last) - computed)
@@ -140,9 +152,11 @@ class PrefillScheduling:
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return
-        if external == 0:
-            tracked.stage = Stage.COMPUTING
+        if external == 0 or tracked.only_ships:
             self._tier.keep(request, 0, 0)
+            tracked.stage = Stage.SHIPPING if external else Stage.COMPUTING
+            if external:
+                self._to_ship.append(Scheduled(request, tracked.local, 0, tables))
             return
         tracked.stage, tracked.loading = Stage.LOADING, tracked.stored - tracked.local
         end = tracked.stored
@@ -153,8 +167,9 @@ class PrefillScheduling:
             self._load(request, tracked, "window", end - self._tier.chunk_tokens, tables)
 
     def loaded(self, requests: Iterable[str]) -> None:
-        """Loads are over, well or not."""
+        """Loads are over, well or not, or what kept requests waiting that were only shipped."""
         for request in requests:
+            self._release(request)
             if tracked := self._tracked.get(request):
                 tracked.stage = Stage.COMPUTING
 
@@ -168,7 +183,7 @@ class PrefillScheduling:
 
     def step(self, scheduled: Iterable[Scheduled], idle: bool = False) -> Orders:
         """The orders that go with the next engine step; ``idle``: it computes nothing."""
-        items = list(scheduled)
+        items = [*scheduled, *self._to_ship]
         written = {page for item in items for page in self._written(item)}
         for item in items:
             if tracked := self._tracked.get(item.request):
@@ -176,6 +191,7 @@ class PrefillScheduling:
                 self._open(item.request, tracked)
                 self._supply(tracked, item, written)
                 self._store(tracked, item)
+        self._hold_back()
         orders, self._orders = self._orders, Orders()
         orders.idle = idle
         return orders
@@ -199,24 +215,52 @@ class PrefillScheduling:
         if tracked is None:
             return False
         self._tier.end(request)
+        resumed = tracked.stage is Stage.SHIPPING and self._shipping.pop(request, None) is None
         if tracked.transfer is not None:
             self._orders.closings.append(tracked.transfer)
-        if not tracked.opened and not tracked.ordered_stores:
-            # Never computed here. A load under way is the engine's to wait for, not ours.
+        if resumed or not (tracked.opened or tracked.ordered_stores):
+            # Never computed here. A load under way is the engine's to wait for, not ours; so is the
+            # end of a wait that is ordered already.
             return False
         self._orders.released.append(request)
         return True
 
-    def _ticket(self, request: EngineRequest) -> tuple[bytes | None, float]:
+    def _ticket(self, request: EngineRequest, length: int) -> tuple[bytes | None, float, bool]:
         try:
             ticket = prefill_ticket(request.kv_transfer_params)
         except WireError as error:
             log.warning("request not shipped: %s", error)
-            return None, 0.0
+            return None, 0.0, False
         if ticket is None or not self._transfers.first_use(ticket.transfer):
-            return None, 0.0
+            return None, 0.0, False
         until = self._clock() + ticket.ttl_ms / 1000 + self._lease_seconds
-        return bytes.fromhex(ticket.transfer), until
+        return bytes.fromhex(ticket.transfer), until, ticket.leaves_rest(self._whole(length))
+
+    def _whole(self, length: int) -> int:
+        """Tokens in whole blocks before a prompt's last token, which is always computed anew."""
+        return (length - 1) // self._block_size * self._block_size
+
+    def _keeps_windows(self, computed: int) -> bool:
+        """Whether what sliding groups have at ``computed`` outlives the token a wait is for."""
+        here, next_one = (
+            [group.first_live(at, self._block_size) for group in self._groups]
+            for at in (computed, computed + 1)
+        )
+        return here == next_one
+
+    def _hold_back(self) -> None:
+        """Order to wait what is only shipped from now on, and to go on what has waited too long."""
+        for item in self._to_ship:
+            tracked = self._tracked.get(item.request)
+            if tracked is not None and tracked.transfer is not None:
+                held = HeldPrompt(item.request, tracked.transfer, tracked.local)
+                self._orders.held.append(held)
+                self._shipping[item.request] = tracked.lease_until
+        self._to_ship.clear()
+        now = self._clock() if self._shipping else 0.0
+        for request in [name for name, until in self._shipping.items() if until <= now]:
+            del self._shipping[request]
+            self._orders.resumed.append(request)
 
     def _begin(self, tracked: _Tracked, item: Scheduled) -> None:
         if tracked.begun is not None:
@@ -252,7 +296,7 @@ class PrefillScheduling:
             return
         length, size = len(tracked.tokens), self._block_size
         # A decode worker computes at least the last token, and at most what follows whole blocks.
-        earliest = (length - 1) // size * size
+        earliest = self._whole(length)
         tracked.supplied = tracked.supplied or [
             group.first_live(earliest, size) for group in self._groups
         ]

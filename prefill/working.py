@@ -34,6 +34,7 @@ class PrefillWorking:
         self._requests: dict[tuple[bytes, int], str] = {}
         self._loads: Counter[str] = Counter()
         self._failed: set[str] = set()
+        self._held: set[str] = set()
         self._patience = 0.0
 
     def before_forward(self, orders: Orders) -> None:
@@ -54,6 +55,7 @@ class PrefillWorking:
         for load in orders.loads:
             self._tier.load(load)
             self._loads[load.request] += 1
+        self._held.update(prompt.request for prompt in orders.held)
         # The DRAM tier wakes nobody; while it loads, only vLLM's own pace is short enough.
         self._patience = IDLE_SECONDS if orders.idle and not self._loads else 0.0
 
@@ -68,7 +70,8 @@ class PrefillWorking:
         for transfer in orders.closings:
             for shipper in self._shippers:
                 shipper.close(transfer)
-        self._ledger.release(orders.released)
+        self._failed.update(orders.resumed)  # Nothing was loaded for them.
+        self._ledger.release([*orders.released, *orders.resumed])
 
     def reports(self) -> Reports:
         """What has come to an end since the last call.
@@ -87,9 +90,14 @@ class PrefillWorking:
                 self._ledger.settle(result.request, result.op_id)
             elif self._load_ended(result):
                 loaded.add(result.request)
+        done = self._ledger.collect()
+        # The engine takes these to be loading: it frees their blocks when that ends, and once.
+        held = done & self._held
+        self._held -= held
+        loaded |= held
         failed = loaded & self._failed
         self._failed -= failed
-        return Reports(self._ledger.collect(), loaded, failed)
+        return Reports(done - held, loaded, failed)
 
     def _open(self, opening: Opening) -> None:
         for number, shipper in enumerate(self._shippers):

@@ -154,10 +154,12 @@ class Dispatch:
         self, job: Job, plan: Disaggregated, transfer: str, flight: Flight
     ) -> PrefillEnd:
         assert job.tokens is not None
-        ticket = PrefillTicket(transfer, _milliseconds(self._ship.deadline_seconds))
+        ttl_ms = _milliseconds(self._ship.deadline_seconds)
+        ticket = PrefillTicket(transfer, ttl_ms, plan.held)
         body = legs.prefill_body(job.model, job.tokens, job.salt, ticket)
         with flight.counted(plan.prefill):
-            end = await self._prefilled(plan.prefill.http, body, job.call.request_id)
+            request_id = job.call.request_id
+            end = await self._prefilled(plan.prefill.http, body, request_id, transfer)
         if end.failure is not None:
             self._metrics.leg_failed("prefill", end.failure)
             log.warning(
@@ -169,9 +171,10 @@ class Dispatch:
             await self._abandon(transfer, job.call.request_id, flight)
         return end
 
-    async def _prefilled(self, http: str, body: dict[str, Any], request_id: str) -> PrefillEnd:
-        # No transfer header here: the gate would wait for an outcome, which only decode has.
-        headers = {REQUEST_HEADER: request_id}
+    async def _prefilled(
+        self, http: str, body: dict[str, Any], request_id: str, transfer: str
+    ) -> PrefillEnd:
+        headers = {REQUEST_HEADER: request_id, TRANSFER_HEADER: transfer}
         try:
             reply = await self._upstream.post(http, legs.PREFILL_PATH, body, headers)
         except WorkerLost as lost:

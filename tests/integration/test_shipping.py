@@ -21,7 +21,7 @@ from kvstore.cluster import Ship
 from kvstore.credentials import load_or_create
 from kvstore.gate_link import ConnectorLink, GateLink
 from kvstore.layout import KVLayout
-from kvstore.messages import Begun, Outcome
+from kvstore.messages import Begun, GateReport, Outcome
 from kvstore.pages import HostPages
 from kvstore.transfer import Prompt
 from kvstore.transport.ends import Load
@@ -219,7 +219,7 @@ def test_a_requests_beginning_is_told_after_its_transfers_end(pair: Pair) -> Non
     orders = pair.order(transfer, prompt, first=3)
     begun = Begun(transfer, 1.0, 2.0)
     pair.working.before_forward(Orders(fetches=orders.fetches, begun=[begun]))
-    told: list[Outcome | Begun] = []
+    told: list[GateReport] = []
 
     def both_told() -> bool:
         told.extend(pair.gate.reports())

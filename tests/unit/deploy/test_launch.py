@@ -95,7 +95,9 @@ def test_http_goes_where_the_addresses_say() -> None:
 def test_nobody_is_let_in_without_the_gate() -> None:
     config = ClusterConfig()
     argv = prefill.engine.command(config, settings(config, "prefill"), CPU, False).argv
-    assert flag(argv, "--middleware") == "kvstore.gate.Gate"
+    assert flag(argv, "--middleware") == "prefill.gate.PrefillGate"
+    argv = decode.engine.command(config, settings(config, "decode"), CPU, False).argv
+    assert flag(argv, "--middleware") == "decode.gate.DecodeGate"
 
 
 def test_kv_memory_is_exact_and_cores_are_the_workers_own() -> None:

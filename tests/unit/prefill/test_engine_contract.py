@@ -28,6 +28,7 @@ class Request(engine_request.Request):
     """vLLM's view of a request, and where it stands."""
 
     state: str = "waiting"
+    cached: int = 0
     computed: int = 0
     tables: list[list[int]] = field(default_factory=list)
 
@@ -136,26 +137,36 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.now = 0.0
         self.tier, self.shipper = FakeTier(), FakeShipper()
         self.holds = CountedHolds()
         self.scheduling = PrefillScheduling(
-            cast("Any", self.tier), GROUPS, BLOCK, 30.0, self.holds, lambda: 0.0
+            cast("Any", self.tier), GROUPS, BLOCK, 30.0, self.holds, lambda: self.now
         )
         self.working = PrefillWorking([cast("Shipper", self.shipper)], cast("Any", self.tier))
         self.requests: dict[str, Request] = {}
+        self.loads: list[TierOp] = []
         self.next_page = 1
         self.taken_back: set[int] = set()
         self.random = random.Random(0)
 
     @rule(
-        length=st.integers(1, 40), shipped=st.booleans(), held=st.integers(0, 6), late=st.booleans()
+        length=st.integers(1, 40),
+        expected=st.sampled_from([None, 0, 40]),
+        held=st.integers(0, 6),
+        cached=st.integers(0, 10),
+        late=st.booleans(),
     )
-    def add(self, length: int, shipped: bool, held: int, late: bool) -> None:
+    def add(self, length: int, expected: int | None, held: int, cached: int, late: bool) -> None:
+        """``cached``: blocks in the engine's memory; ``expected`` tokens, where it is shipped."""
         name = f"r{len(self.requests)}"
+        transfer = f"{len(self.requests):032x}"
         ticket: dict[str, object] = {
-            "kvferry": {"transfer": f"{len(self.requests):032x}", "ttl_ms": 1000}
+            "kvferry": {"transfer": transfer, "ttl_ms": 1000, "held": expected}
         }
-        request = Request(name, list(range(length)), "salt", ticket if shipped else None)
+        params = None if expected is None else ticket
+        request = Request(name, list(range(length)), "salt", params)
+        request.cached = min(cached, (length - 1) // BLOCK) * BLOCK
         self.requests[name] = request
         self.tier.answers[name] = None if late else min(held * CHUNK, length // CHUNK * CHUNK)
         self.scheduling.added(request)
@@ -165,6 +176,10 @@ class EngineMachine(RuleBasedStateMachine):
         for name, answer in self.tier.answers.items():
             if answer is None:
                 self.tier.answers[name] = 0
+
+    @rule()
+    def leases_end(self) -> None:
+        self.now += 31.0
 
     @rule(tokens=st.integers(1, 16))
     def step(self, tokens: int) -> None:
@@ -247,16 +262,17 @@ class EngineMachine(RuleBasedStateMachine):
         """As vLLM: a load that is asked for holds the request until it is reported."""
         external = 0
         if request.computed == 0:
-            answer = self.scheduling.matched(request.request_id, 0)
+            answer = self.scheduling.matched(request.request_id, request.cached)
             if answer is None:
                 return False
-            external = answer
-        first = [group.first_live(external, BLOCK) for group in GROUPS]
-        request.tables = [[NULL_BLOCK] * (gone if external else 0) for gone in first]
-        self._allocate(request, external)
+            request.computed, external = request.cached, answer
+        computed = request.computed + external
+        first = [group.first_live(computed, BLOCK) for group in GROUPS]
+        request.tables = [[NULL_BLOCK] * (gone if computed else 0) for gone in first]
+        self._allocate(request, computed)
         self.scheduling.allocated(request.request_id, request.tables, external)
         request.state = "loading" if external else "running"
-        request.computed = external
+        request.computed = computed
         return True
 
     def _allocate(self, request: Request, tokens: int) -> None:
@@ -270,7 +286,6 @@ class EngineMachine(RuleBasedStateMachine):
             request.slide()
         waits = self.scheduling.finished(request.request_id)
         if request.state == "loading":
-            assert not waits
             request.state = "finished-loading"
         elif waits:
             request.state = "finished-waiting"
@@ -282,6 +297,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _run(self, scheduled: list[Scheduled]) -> None:
         orders = self.scheduling.step(scheduled)
+        self.loads += orders.loads
         self.working.before_forward(orders)
         self.taken_back.clear()
         self.working.after_forward(orders)
@@ -292,6 +308,8 @@ class EngineMachine(RuleBasedStateMachine):
             request = self.requests[name]
             if request.state == "loading":
                 failed = name in reports.failed
+                # A prompt that was only shipped had a token to load that nobody has written.
+                assert failed or any(op.request == name for op in self.loads)
                 request.state = "waiting" if failed else "running"
                 request.computed = 0 if failed else min(request.computed, request.length - 1)
             else:

@@ -1,4 +1,4 @@
-"""What a worker's gate adds to an answer: how long ago, never when."""
+"""What a decode worker's gate adds to an answer: how long ago, never when."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from kvstore.gate import OUTCOME_HEADER, TIMES_HEADER, Gate, Reports
+from decode.gate import OUTCOME_HEADER, TIMES_HEADER, DecodeGate, Reports
 from kvstore.gate_link import GateLink
 from kvstore.messages import Begun, Outcome
 
@@ -38,7 +38,7 @@ def headers(
         raise AssertionError
 
     async def scenario() -> list[tuple[bytes, bytes]]:
-        gate = Gate(app, clock=lambda: now)
+        gate = DecodeGate(app, clock=lambda: now)
         gate._reports = Reports(cast("GateLink", Link(told)), slices)
         sent: list[Any] = []
 

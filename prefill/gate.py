@@ -1,0 +1,99 @@
+"""A prefill worker's gate: it ends a leg whose prompt the engine only ships.
+
+Such a prompt lies in the engine's memory but for what decode computes. vLLM knows no request that
+ends without a token, so the engine lets it wait and tells of it, and the gate answers for vLLM and
+lets it believe that the caller has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from kvstore.cluster import WorkerSettings
+from kvstore.gate import App, Event, Gate, Receive, Scope, Send, answer, named_transfer
+from kvstore.gate_link import GateLink
+from kvstore.handoff import PrefillReport, to_params
+from kvstore.messages import Held
+
+
+class PrefillGate(Gate):
+    """The middleware of a prefill worker."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app)
+        self._link: GateLink | None = None
+        self._awaited: dict[bytes, asyncio.Future[Held]] = {}
+
+    def listen(self, settings: WorkerSettings) -> None:
+        """See Gate."""
+        self._link = GateLink(gate=settings.addresses.gate)
+        asyncio.get_running_loop().add_reader(self._link.fileno(), self._take)
+        self._take()
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Gate."""
+        transfer = named_transfer(scope)
+        if transfer is None or transfer in self._awaited:
+            await self._app(scope, receive, send)
+            return
+        held = self._awaited[transfer] = asyncio.get_running_loop().create_future()
+        exchange = Exchange(receive, send)
+        serving = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
+        try:
+            await asyncio.wait({serving, held}, return_when=asyncio.FIRST_COMPLETED)
+            if held.done() and exchange.take_over():
+                await answer(send, 200, _body(held.result()))
+            await serving
+        finally:
+            del self._awaited[transfer]
+            serving.cancel()
+
+    def _take(self) -> None:
+        assert self._link is not None
+        for report in self._link.reports():
+            if isinstance(report, Held):
+                awaited = self._awaited.get(report.transfer)
+                if awaited and not awaited.done():
+                    awaited.set_result(report)
+
+
+class Exchange:
+    """One call as the application sees it, until it is taken over: then its caller has gone."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._answered = False
+        self._taken = asyncio.Event()
+
+    def take_over(self) -> bool:
+        """Nothing of the application's is sent any more; False where its answer has begun."""
+        if not self._answered:
+            self._taken.set()
+        return not self._answered
+
+    async def receive(self) -> Event:
+        """As ASGI's."""
+        receiving = asyncio.ensure_future(self._receive())
+        taken = asyncio.create_task(self._taken.wait())
+        try:
+            await asyncio.wait({receiving, taken}, return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+        finally:
+            receiving.cancel()
+            taken.cancel()
+
+    async def send(self, event: Event) -> None:
+        """As ASGI's."""
+        if not self._taken.is_set():
+            self._answered = True
+            await self._send(event)
+
+
+def _body(held: Held) -> bytes:
+    """An answer as vLLM's to a leg that found all of its prompt, as far as the proxy reads it."""
+    usage = {"prompt_tokens_details": {"cached_tokens": held.tokens}}
+    report = PrefillReport(prefill_ms=0.0, gpu_tokens=held.tokens, dram_tokens=0)
+    return msgspec.json.encode({"usage": usage, "kv_transfer_params": to_params(report)})
