@@ -145,6 +145,7 @@ def _env(
     section = config.workers(settings.role)
     index = int(settings.worker.rpartition("-")[2])
     if machine.device == "cpu":
+        env["THP_MEM_ALLOC_ENABLE"] = "1"  # torch's: KV in huge pages is read a fifth faster
         bound = section.cores[index % len(section.cores)] if section.cores else "auto"
         env["VLLM_CPU_OMP_THREADS_BIND"] = bound
     elif machine.gpus:

@@ -33,7 +33,6 @@ from kvstore.engine_waits import nap_between_looks
 from kvstore.gate_link import ReportLink
 from kvstore.handoff import to_params
 from kvstore.lmcache_tier import open_copy, open_lookup
-from kvstore.messages import Held
 from kvstore.pages import open_pages
 from kvstore.slices import slice_address
 from kvstore.transport.opening import Setting, open_shipper
@@ -141,8 +140,8 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         idle = scheduler_output.total_num_scheduled_tokens == 0
         orders = self._scheduling.step(_scheduled(scheduler_output), idle)
         assert self._gate is not None
-        for held in orders.held:
-            self._gate.report(Held(held.transfer, held.tokens))
+        for held in orders.told:
+            self._gate.report(held)
         return PrefillMetadata(orders)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvstore.messages import Held
 from kvstore.tier import TierOp
 from kvstore.transfer import Prompt
 
@@ -26,15 +27,6 @@ class Supply:
     pages: dict[tuple[int, int], int]
 
 
-@dataclass(frozen=True)
-class HeldPrompt:
-    """A request of whose prompt ``tokens`` are here, and nothing is to be computed."""
-
-    request: str
-    transfer: bytes
-    tokens: int
-
-
 @dataclass
 class Orders:
     """One step's orders, in the order in which the worker carries them out.
@@ -42,19 +34,20 @@ class Orders:
     Before the step's forward pass: ``withdrawals``, ``openings``, ``supplies_before``, ``loads``,
     ``held``. After it: ``supplies_after``, ``stores``, ``closings``, ``released``, ``resumed``.
     ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back. ``held``
-    prompts are shipped as they are, and wait as if they were loaded: until they are released, as
-    all requests are that wait for our report, or ``resumed``, to be computed after all.
-    ``idle``: the engine computes nothing in this step.
+    requests are shipped as they are, and wait as if they were loaded: until they are released, as
+    all are that wait for our report, or ``resumed``, to be computed after all. ``told`` is for the
+    worker's gate. ``idle``: the engine computes nothing in this step.
     """
 
     withdrawals: list[tuple[str, bytes | None]] = field(default_factory=list)
     openings: list[Opening] = field(default_factory=list)
     supplies_before: list[Supply] = field(default_factory=list)
     loads: list[TierOp] = field(default_factory=list)
-    held: list[HeldPrompt] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     supplies_after: list[Supply] = field(default_factory=list)
     stores: list[TierOp] = field(default_factory=list)
     closings: list[bytes] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
+    told: list[Held] = field(default_factory=list)
     idle: bool = False

@@ -29,11 +29,12 @@ from kvstore.clock import Clock
 from kvstore.errors import WireError
 from kvstore.handoff import EngineRequest, PrefillReport, prefill_ticket
 from kvstore.layout import KVGroup
+from kvstore.messages import Held
 from kvstore.once import UsedOnce
 from kvstore.tier import TierKey, TierLookup, TierOp
 from kvstore.tier_shape import NULL_BLOCK, Part, TierShape
 from kvstore.transfer import Prompt
-from prefill.orders import HeldPrompt, Opening, Orders, Supply
+from prefill.orders import Opening, Orders, Supply
 
 log = logging.getLogger("kvferry.prefill")
 
@@ -87,6 +88,7 @@ class _Tracked:
     window_stored: int = 0
     supplied: list[int] = field(default_factory=list)
     opened: bool = False
+    told: bool = False
     ordered_stores: bool = False
 
 
@@ -112,7 +114,7 @@ class PrefillScheduling:
         self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
         self._to_ship: list[Scheduled] = []
-        self._shipping: dict[str, float] = {}
+        self._shipping: dict[str, Scheduled] = {}
         self._orders = Orders()
         self._op_numbers = itertools.count()
         self._transfers = UsedOnce()
@@ -132,17 +134,17 @@ class PrefillScheduling:
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return 0
+        tracked.local, last = computed, len(tracked.tokens) - 1
+        all_here = computed >= self._whole(len(tracked.tokens))
+        tracked.only_ships = all_here and tracked.leaves_rest and self._keeps_windows(computed)
+        if tracked.only_ships:
+            return 1
         held = self._tier.poll(request)
         if held is None:
             return None
-        tracked.local = computed
         tracked.stored = tracked.window_stored = held
-        last = len(tracked.tokens) - 1
-        tracked.only_ships = False
-        if computed >= self._whole(len(tracked.tokens)):
-            # Less than a block is missing: decode computes it, or it is computed sooner here.
-            tracked.only_ships = tracked.leaves_rest and self._keeps_windows(computed)
-            return int(tracked.only_ships)
+        if all_here:
+            return 0  # Less than a block is missing, and would be computed sooner.
         # The last token is computed in any case; the engine would reserve a sliding group's blocks
         # as for the token after it, and so without the first one that the last token attends to.
         return max(0, min(held, last) - computed)
@@ -152,11 +154,13 @@ class PrefillScheduling:
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return
-        if external == 0 or tracked.only_ships:
+        if tracked.only_ships:
+            tracked.stage = Stage.SHIPPING
+            self._to_ship.append(Scheduled(request, tracked.local, 0, tables))
+            return
+        if external == 0:
+            tracked.stage = Stage.COMPUTING
             self._tier.keep(request, 0, 0)
-            tracked.stage = Stage.SHIPPING if external else Stage.COMPUTING
-            if external:
-                self._to_ship.append(Scheduled(request, tracked.local, 0, tables))
             return
         tracked.stage, tracked.loading = Stage.LOADING, tracked.stored - tracked.local
         end = tracked.stored
@@ -183,15 +187,20 @@ class PrefillScheduling:
 
     def step(self, scheduled: Iterable[Scheduled], idle: bool = False) -> Orders:
         """The orders that go with the next engine step; ``idle``: it computes nothing."""
-        items = [*scheduled, *self._to_ship]
+        items, shipped = list(scheduled), self._to_ship
+        self._to_ship = []
         written = {page for item in items for page in self._written(item)}
-        for item in items:
+        for item in (*items, *shipped):
             if tracked := self._tracked.get(item.request):
                 self._begin(tracked, item)
                 self._open(item.request, tracked)
                 self._supply(tracked, item, written)
+        for item in items:
+            if tracked := self._tracked.get(item.request):
                 self._store(tracked, item)
-        self._hold_back()
+        self._orders.held += [item.request for item in shipped]
+        self._shipping |= {item.request: item for item in shipped}
+        self._let_go()
         orders, self._orders = self._orders, Orders()
         orders.idle = idle
         return orders
@@ -248,19 +257,27 @@ class PrefillScheduling:
         )
         return here == next_one
 
-    def _hold_back(self) -> None:
-        """Order to wait what is only shipped from now on, and to go on what has waited too long."""
-        for item in self._to_ship:
-            tracked = self._tracked.get(item.request)
-            if tracked is not None and tracked.transfer is not None:
-                held = HeldPrompt(item.request, tracked.transfer, tracked.local)
-                self._orders.held.append(held)
-                self._shipping[item.request] = tracked.lease_until
-        self._to_ship.clear()
-        now = self._clock() if self._shipping else 0.0
-        for request in [name for name, until in self._shipping.items() if until <= now]:
-            del self._shipping[request]
-            self._orders.resumed.append(request)
+    def _let_go(self) -> None:
+        """Tell of what is only shipped, once the tier has what it lacks of it.
+
+        What then waits for longer than its lease goes on as any other request.
+        """
+        for request, item in list(self._shipping.items()):
+            tracked = self._tracked[request]
+            if tracked.told:
+                if self._clock() >= tracked.lease_until:
+                    del self._shipping[request]
+                    self._orders.resumed.append(request)
+                continue
+            held = self._tier.poll(request)
+            if held is None:
+                continue
+            tracked.stored = tracked.window_stored = held
+            self._tier.keep(request, 0, 0)
+            self._store(tracked, item)
+            assert tracked.transfer is not None
+            self._orders.told.append(Held(tracked.transfer, tracked.local))
+            tracked.told = True
 
     def _begin(self, tracked: _Tracked, item: Scheduled) -> None:
         if tracked.begun is not None:

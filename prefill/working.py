@@ -55,7 +55,7 @@ class PrefillWorking:
         for load in orders.loads:
             self._tier.load(load)
             self._loads[load.request] += 1
-        self._held.update(prompt.request for prompt in orders.held)
+        self._held.update(orders.held)
         # The DRAM tier wakes nobody; while it loads, only vLLM's own pace is short enough.
         self._patience = IDLE_SECONDS if orders.idle and not self._loads else 0.0
 

@@ -7,9 +7,10 @@ from typing import Any, cast
 import pytest
 
 from kvstore.layout import KVGroup
+from kvstore.messages import Held
 from kvstore.tier import NoCopy, NoLookup, TierLookup
 from kvstore.transfer import Prompt
-from prefill.orders import HeldPrompt, Opening, Orders
+from prefill.orders import Opening, Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
 from prefill.working import PrefillWorking
 from tests.support.block_holds import CountedHolds
@@ -29,12 +30,13 @@ class Clock:
 
 
 class Chunked(NoLookup):
-    """A tier of chunks of eight tokens that holds one chunk of any prompt."""
+    """A tier of chunks of eight tokens that holds one chunk of any prompt, once it answers."""
 
     chunk_tokens = 8
+    answer: int | None = 8
 
-    def poll(self, request: str) -> int:
-        return 8
+    def poll(self, request: str) -> int | None:
+        return self.answer
 
 
 def scheduling(
@@ -73,9 +75,9 @@ def test_it_leaves_whole_and_nothing_is_computed() -> None:
     assert [opening.transfer for opening in orders.openings] == [TRANSFER]
     assert shipped(orders.supplies_before) == {(0, at): TABLE[at] for at in range(4)}
     assert (orders.supplies_after, orders.stores) == ([], [])
-    assert orders.held == [HeldPrompt("r", TRANSFER, WHOLE)]
+    assert (orders.held, orders.told) == (["r"], [Held(TRANSFER, WHOLE)])
     again = subject.step([])
-    assert (again.held, again.openings, again.supplies_before) == ([], [], [])
+    assert (again.held, again.told, again.openings, again.supplies_before) == ([], [], [], [])
     assert subject.finished("r")
     last = subject.step([])
     assert (last.closings, last.released, last.resumed) == ([TRANSFER], ["r"], [])
@@ -147,6 +149,19 @@ def test_chunks_that_the_tier_has_lost_are_stored_again() -> None:
     assert (store.start, store.end, store.block_ids) == (8, 16, [7, 8])
 
 
+def test_it_leaves_before_the_tier_has_answered_and_is_let_go_after() -> None:
+    tier = Chunked()
+    tier.answer = None
+    subject = waiting(tier=tier)
+    orders = subject.step([])
+    assert shipped(orders.supplies_before) == {(0, at): TABLE[at] for at in range(4)}
+    assert (orders.held, orders.told, orders.stores) == (["r"], [], [])
+    tier.answer = 8
+    orders = subject.step([])
+    assert (orders.held, orders.told) == ([], [Held(TRANSFER, WHOLE)])
+    assert [store.end for store in orders.stores] == [WHOLE]
+
+
 def test_a_wait_ends_with_the_lease() -> None:
     clock = Clock()
     subject = waiting(clock=clock)
@@ -199,8 +214,7 @@ def working() -> tuple[PrefillWorking, Slice]:
     part = Slice()
     subject = PrefillWorking([cast("Any", part)], NoCopy())
     opening = Opening(TRANSFER, "r", Prompt("s", bytes(32), 1), 9.0)
-    held = HeldPrompt("r", TRANSFER, WHOLE)
-    subject.before_forward(Orders(openings=[opening], held=[held]))
+    subject.before_forward(Orders(openings=[opening], held=["r"]))
     return subject, part
 
 
