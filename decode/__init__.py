@@ -7,7 +7,7 @@ The life of a request on a decode worker:
    for what is not cached here, and orders the fetch.
 3. ``working`` (in the engine's worker, one per rank) passes orders on and reports completion.
 4. ``fetching`` asks for the blocks, through :mod:`kvstore.transport.fetcher`, a thread that checks
-   and writes them; ``telling`` tells the worker's HTTP gate what became of it.
+   and writes them; ``telling`` tells the worker's HTTP ``gate`` what became of it.
 
 What fails is recomputed by this engine. ``engine`` says how vLLM is started. :mod:`prefill`
 mirrors this package.

@@ -26,7 +26,14 @@ from decode.orders import FetchOrder, Orders
 from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
-from kvstore.handoff import DecodeTicket, EngineRequest, LocalTicket, decode_ticket
+from kvstore.handoff import (
+    DecodeTicket,
+    EngineRequest,
+    LocalTicket,
+    decode_computes_rest,
+    decode_ticket,
+    whole_blocks,
+)
 from kvstore.layout import KVGroup
 from kvstore.messages import Begun
 from kvstore.once import UsedOnce
@@ -93,12 +100,13 @@ class DecodeScheduling:
         if tracked is None or tracked.stage is not Stage.NEW:
             return 0
         tracked.local = computed
-        whole = (len(tracked.tokens) - 1) // self._block_size * self._block_size
+        length, size = len(tracked.tokens), self._block_size
+        whole = whole_blocks(length, size)
         if computed >= whole:
             self._decline(request, tracked)
             return 0
-        wanted = whole if tracked.ticket.leaves_rest(whole) else len(tracked.tokens) - 1
-        return wanted - computed
+        rest_here = decode_computes_rest(tracked.ticket.held, length, size)
+        return (whole if rest_here else length - 1) - computed
 
     def allocated(self, request: str, tables: Sequence[Sequence[int]], external: int) -> None:
         """The engine has reserved blocks for the request, ``external`` tokens to fetch.

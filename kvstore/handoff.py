@@ -34,17 +34,13 @@ ShipUri = Annotated[
 class PrefillTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For the prefill leg: ship this prompt's KV to whoever proves to be its decode leg.
 
-    ``held``: as the decode leg is told. Where decode will compute the rest, and all else is here
-    indeed, nothing is computed for this leg.
+    ``held``: as the decode leg is told. Where that one computes the rest (``decode_computes_rest``)
+    and all else is here indeed, nothing is computed for this leg.
     """
 
     transfer: TransferHex
     ttl_ms: Annotated[int, msgspec.Meta(gt=0, le=3_600_000)]
     held: Count = 0
-
-    def leaves_rest(self, whole: int) -> bool:
-        """Whether decode computes what follows the ``whole`` tokens in whole blocks itself."""
-        return 0 < whole <= self.held
 
 
 class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="fetch"):
@@ -60,10 +56,6 @@ class DecodeTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     sender_generation: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     held: Count = 0
 
-    def leaves_rest(self, whole: int) -> bool:
-        """As the prefill ticket's: both ends must come to the same answer."""
-        return 0 < whole <= self.held
-
 
 class LocalTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="local"):
     """For a decode leg that computes its prompt itself: nothing to fetch.
@@ -77,8 +69,9 @@ class LocalTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
 class PrefillReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prefill leg's own account of itself.
 
-    ``prefill_ms``: from its first forward pass being scheduled to the end of its last. Of the
-    prompt, ``gpu_tokens`` were in engine memory and ``dram_tokens`` came from the DRAM tier.
+    ``prefill_ms``: from its first forward pass being scheduled to the end of its last; where it had
+    none, from its being taken up to the leg's end. Of the prompt, ``gpu_tokens`` were in engine
+    memory and ``dram_tokens`` came from the DRAM tier.
     """
 
     prefill_ms: Milliseconds
@@ -105,6 +98,19 @@ class EngineRequest(Protocol):
 def to_params(content: Ticket | PrefillReport) -> dict[str, object]:
     """``kv_transfer_params`` of a leg, or of its answer."""
     return {PARAMS_KEY: msgspec.to_builtins(content)}
+
+
+def whole_blocks(length: int, block_size: int) -> int:
+    """Tokens in whole blocks before a prompt's last token, which decode computes in any case."""
+    return (length - 1) // block_size * block_size
+
+
+def decode_computes_rest(held: int, length: int, block_size: int) -> bool:
+    """Whether decode computes all that follows a prompt's whole blocks.
+
+    It does where its ticket says that prefill holds those. Both legs must come to one answer.
+    """
+    return 0 < whole_blocks(length, block_size) <= held
 
 
 def prefill_ticket(params: object) -> PrefillTicket | None:

@@ -332,11 +332,12 @@ class Held(Message, frozen=True, tag=True):
     """A prefill engine ships a prompt as it holds it; told to the worker's HTTP gate.
 
     ``tokens`` of it: all that lie in whole blocks. The rest is decode's to compute, so the engine
-    computes nothing for this leg, and the gate ends it.
+    computes nothing for this leg, and the gate ends it. It may be told more than once.
     """
 
     transfer: Transfer
     tokens: Count
+    taken_up: Moment
 
 
 class Abandon(Message, frozen=True, tag=True):

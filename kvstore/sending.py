@@ -66,6 +66,7 @@ class Batch:
 class _Outbound:
     lease_until: float
     prompt: Prompt | None = None
+    stop: int = 0
     peer: bytes | None = None
     ready: Ready | None = None
     pages: dict[Place, int] = field(default_factory=dict)
@@ -118,13 +119,19 @@ class SenderCore:
 
     # -- from the engine
 
-    def open(self, transfer: bytes, prompt: Prompt, lease_until: float) -> None:
-        """The engine has taken up the prompt; its pages stay readable until it is settled."""
+    def open(
+        self, transfer: bytes, prompt: Prompt, lease_until: float, stop: int | None = None
+    ) -> None:
+        """The engine has taken up the prompt; its pages stay readable until it is settled.
+
+        Its blocks before ``stop`` are to be supplied; None: all of them.
+        """
         outbound = self._live.setdefault(transfer, _Outbound(lease_until))
         if transfer in self._gone:
             self._end(transfer, None)
             return
         outbound.prompt = prompt
+        outbound.stop = prompt.blocks if stop is None else stop
         outbound.lease_until = max(outbound.lease_until, lease_until)
         self._earliest = min(self._earliest, outbound.lease_until)
         if outbound.ready is not None:
@@ -282,12 +289,12 @@ class SenderCore:
         return None
 
     def _computed(self, outbound: _Outbound) -> bool:
-        """Whether the prompt was computed to its end, as far as its receiver wants it."""
+        """Whether all was supplied that was to be, or that its receiver wants."""
         if outbound.prompt is None:
             return False
         if outbound.next:
             return not outbound.lacks()
-        last = outbound.prompt.blocks - 1
+        last = outbound.stop - 1
         return all((group, last) in outbound.pages for group in range(len(self._layout.groups)))
 
     def _start(self, transfer: bytes, outbound: _Outbound) -> None:

@@ -62,7 +62,7 @@ class TierOp:
 
     op: int
     request: str
-    tokens: list[int]
+    tokens: Sequence[int]
     salt: str
     start: int
     end: int

@@ -8,6 +8,9 @@ The life of a request on a prefill worker:
 3. ``working`` (in the engine's worker, one per rank) does what the step's orders say: loads from
    and stores to the DRAM tier, supplies complete pages to the shipper, reports completion.
 
+A prompt that is all here but for what decode computes is parked by ``scheduling`` and only
+shipped; ``gate`` then answers for vLLM.
+
 The shipper is :mod:`kvstore.transport.shipper`, a thread that sends pages to the decode worker that
 has reserved memory. ``engine`` says how vLLM is started. :mod:`decode` mirrors this package.
 """

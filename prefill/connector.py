@@ -99,7 +99,7 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         self._slices = slices_of(vllm_config, self._settings.slices)
         self._holds = PoolHolds()
         self._working: PrefillWorking | None = None
-        self._gate: ReportLink | None = None
+        self._link: ReportLink | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._scheduling = PrefillScheduling(
                 open_lookup(self._settings, vllm_config, self._groups),
@@ -109,7 +109,7 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
                 self._holds,
                 time.monotonic,
             )
-            self._gate = ReportLink(self._settings.addresses.gate)
+            self._link = ReportLink(self._settings.addresses.gate)
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str:
@@ -139,9 +139,9 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduling.preempted(scheduler_output.preempted_req_ids or ())
         idle = scheduler_output.total_num_scheduled_tokens == 0
         orders = self._scheduling.step(_scheduled(scheduler_output), idle)
-        assert self._gate is not None
-        for held in orders.told:
-            self._gate.report(held)
+        assert self._link is not None
+        for held in self._scheduling.take_told():
+            self._link.report(held)  # told again while nothing comes of it
         return PrefillMetadata(orders)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
@@ -212,8 +212,8 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self) -> None:
         if self._working:
             self._working.stop()
-        if self._gate:
-            self._gate.close()
+        if self._link:
+            self._link.close()
 
 
 def _scheduled(output: SchedulerOutput) -> Iterator[Scheduled]:

@@ -8,9 +8,11 @@ lets it believe that the caller has gone.
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 
+from kvstore.clock import Clock
 from kvstore.cluster import WorkerSettings
 from kvstore.gate import App, Event, Gate, Receive, Scope, Send, answer, named_transfer
 from kvstore.gate_link import GateLink
@@ -21,8 +23,9 @@ from kvstore.messages import Held
 class PrefillGate(Gate):
     """The middleware of a prefill worker."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, clock: Clock = time.monotonic) -> None:
         super().__init__(app)
+        self._clock = clock
         self._link: GateLink | None = None
         self._awaited: dict[bytes, asyncio.Future[Held]] = {}
 
@@ -44,11 +47,12 @@ class PrefillGate(Gate):
         try:
             await asyncio.wait({serving, held}, return_when=asyncio.FIRST_COMPLETED)
             if held.done() and exchange.take_over():
-                await answer(send, 200, _body(held.result()))
+                await answer(send, 200, _body(held.result(), self._clock()))
             await serving
         finally:
             del self._awaited[transfer]
             serving.cancel()
+            await asyncio.wait({serving})
 
     def _take(self) -> None:
         assert self._link is not None
@@ -92,8 +96,8 @@ class Exchange:
             await self._send(event)
 
 
-def _body(held: Held) -> bytes:
+def _body(held: Held, now: float) -> bytes:
     """An answer as vLLM's to a leg that found all of its prompt, as far as the proxy reads it."""
     usage = {"prompt_tokens_details": {"cached_tokens": held.tokens}}
-    report = PrefillReport(prefill_ms=0.0, gpu_tokens=held.tokens, dram_tokens=0)
+    report = PrefillReport(max(0.0, now - held.taken_up) * 1000, held.tokens, 0)
     return msgspec.json.encode({"usage": usage, "kv_transfer_params": to_params(report)})

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvstore.messages import Held
 from kvstore.tier import TierOp
 from kvstore.transfer import Prompt
 
 
 @dataclass(frozen=True)
 class Opening:
-    """A prompt is to be shipped; its pages are leased until then (host's monotonic seconds)."""
+    """A prompt's blocks before ``stop`` are to be shipped.
+
+    Its pages are leased until then (host's monotonic seconds).
+    """
 
     transfer: bytes
     request: str
     prompt: Prompt
     lease_until: float
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,21 @@ class Orders:
     """One step's orders, in the order in which the worker carries them out.
 
     Before the step's forward pass: ``withdrawals``, ``openings``, ``supplies_before``, ``loads``,
-    ``held``. After it: ``supplies_after``, ``stores``, ``closings``, ``released``, ``resumed``.
-    ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back. ``held``
+    ``parked``. After it: ``supplies_after``, ``stores``, ``closings``, ``released``, ``resumed``.
+    ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back. ``parked``
     requests are shipped as they are, and wait as if they were loaded: until they are released, as
-    all are that wait for our report, or ``resumed``, to be computed after all. ``told`` is for the
-    worker's gate. ``idle``: the engine computes nothing in this step.
+    all are that wait for our report, or ``resumed``, to be computed after all.
+    ``idle``: the engine computes nothing in this step.
     """
 
     withdrawals: list[tuple[str, bytes | None]] = field(default_factory=list)
     openings: list[Opening] = field(default_factory=list)
     supplies_before: list[Supply] = field(default_factory=list)
     loads: list[TierOp] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)
+    parked: list[str] = field(default_factory=list)
     supplies_after: list[Supply] = field(default_factory=list)
     stores: list[TierOp] = field(default_factory=list)
     closings: list[bytes] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
-    told: list[Held] = field(default_factory=list)
     idle: bool = False

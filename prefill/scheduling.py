@@ -3,7 +3,7 @@
 A request's stages::
 
     NEW ── tier holds more than the engine ──▶ LOADING ── loaded or failed ──▶ COMPUTING
-     ├─── only decode's part is missing ─────▶ SHIPPING ── lease over ───────▶ COMPUTING
+     ├─── only decode's part is missing ─────▶ SHIPPING ── nobody ended it ──▶ COMPUTING
      └──────────────── otherwise ─────────────────────────────────────────────▶ COMPUTING
 
 The tier is asked once per request; after that the engine computes, whatever happens. A request
@@ -17,28 +17,38 @@ though we have asked it to wait; so each one ordered to be read is held until th
 from __future__ import annotations
 
 import enum
-import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvstore.blockhash import prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
-from kvstore.handoff import EngineRequest, PrefillReport, prefill_ticket
+from kvstore.handoff import (
+    EngineRequest,
+    PrefillReport,
+    decode_computes_rest,
+    prefill_ticket,
+    whole_blocks,
+)
 from kvstore.layout import KVGroup
 from kvstore.messages import Held
 from kvstore.once import UsedOnce
-from kvstore.tier import TierKey, TierLookup, TierOp
-from kvstore.tier_shape import NULL_BLOCK, Part, TierShape
+from kvstore.tier import TierKey, TierLookup
+from kvstore.tier_shape import NULL_BLOCK
 from kvstore.transfer import Prompt
 from prefill.orders import Opening, Orders, Supply
+from prefill.tier_orders import BlockTables, Copied, TierOrders
+
+WAIT_SECONDS = 5.0
+"""How long a prompt that is only shipped waits for its gate to end it; then it is computed."""
+
+TELL_SECONDS = 1.0
+"""How often the gate is told."""
 
 log = logging.getLogger("kvferry.prefill")
-
-BlockTables = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,7 @@ class Stage(enum.Enum):
 
 @dataclass
 class _Tracked:
-    tokens: list[int]
-    salt: str
+    key: TierKey
     transfer: bytes | None
     lease_until: float
     leaves_rest: bool
@@ -84,11 +93,11 @@ class _Tracked:
     loading: int = 0
     dram: int = 0
     begun: float | None = None
-    stored: int = 0
-    window_stored: int = 0
+    copied: Copied = field(default_factory=Copied)
     supplied: list[int] = field(default_factory=list)
     opened: bool = False
-    told: bool = False
+    told_until: float = 0.0
+    waits_until: float = 0.0
     ordered_stores: bool = False
 
 
@@ -106,25 +115,25 @@ class PrefillScheduling:
     ) -> None:
         self._tier = tier
         self._groups = groups
-        self._shape = TierShape(groups, block_size, tier.chunk_tokens)
+        self._copies = TierOrders(groups, block_size, tier.chunk_tokens)
         self._block_size = block_size
         self._holds = holds
         self._held: defaultdict[str, list[int]] = defaultdict(list)
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
-        self._to_ship: list[Scheduled] = []
-        self._shipping: dict[str, Scheduled] = {}
+        self._to_park: list[Scheduled] = []
+        self._parked: dict[str, Scheduled] = {}
         self._orders = Orders()
-        self._op_numbers = itertools.count()
+        self._told: list[Held] = []
         self._transfers = UsedOnce()
 
     def added(self, request: EngineRequest) -> None:
         """A request joins the engine's queue."""
         tokens = list(request.prompt_token_ids or ())
-        tracked = _Tracked(tokens, request.cache_salt or "", *self._ticket(request, len(tokens)))
-        self._tracked[request.request_id] = tracked
-        self._tier.start(TierKey(request.request_id, tokens, tracked.salt))
+        key = TierKey(request.request_id, tokens, request.cache_salt or "")
+        self._tracked[key.request] = _Tracked(key, *self._ticket(request, len(tokens)))
+        self._tier.start(key)
 
     def matched(self, request: str, computed: int) -> int | None:
         """Tokens beyond ``computed`` that the DRAM tier will load; None: ask again.
@@ -134,15 +143,17 @@ class PrefillScheduling:
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return 0
-        tracked.local, last = computed, len(tracked.tokens) - 1
-        all_here = computed >= self._whole(len(tracked.tokens))
-        tracked.only_ships = all_here and tracked.leaves_rest and self._keeps_windows(computed)
-        if tracked.only_ships:
+        tracked.local, last = computed, len(tracked.key.tokens) - 1
+        all_here = computed >= whole_blocks(len(tracked.key.tokens), self._block_size)
+        if all_here and tracked.leaves_rest and self._keeps_windows(computed):
+            tracked.leaves_rest = False  # Asked again it has found no room to wait in: compute it.
+            tracked.only_ships = True
             return 1
+        tracked.only_ships = False
         held = self._tier.poll(request)
         if held is None:
             return None
-        tracked.stored = tracked.window_stored = held
+        tracked.copied = Copied(held, held)
         if all_here:
             return 0  # Less than a block is missing, and would be computed sooner.
         # The last token is computed in any case; the engine would reserve a sliding group's blocks
@@ -154,28 +165,26 @@ class PrefillScheduling:
         tracked = self._tracked.get(request)
         if tracked is None or tracked.stage is not Stage.NEW:
             return
-        if tracked.only_ships:
+        if external and tracked.only_ships:
             tracked.stage = Stage.SHIPPING
-            self._to_ship.append(Scheduled(request, tracked.local, 0, tables))
+            self._to_park.append(Scheduled(request, tracked.local, 0, tables))
             return
         if external == 0:
             tracked.stage = Stage.COMPUTING
             self._tier.keep(request, 0, 0)
             return
-        tracked.stage, tracked.loading = Stage.LOADING, tracked.stored - tracked.local
-        end = tracked.stored
-        start = tracked.local // self._tier.chunk_tokens * self._tier.chunk_tokens
-        self._tier.keep(request, start, end)
-        self._load(request, tracked, "chunks", start, tables)
-        if self._shape.windowed:
-            self._load(request, tracked, "window", end - self._tier.chunk_tokens, tables)
+        end = tracked.copied.chunks
+        tracked.stage, tracked.loading = Stage.LOADING, end - tracked.local
+        loads = self._copies.loads(tracked.key, tracked.local, end, tables)
+        self._tier.keep(request, loads[0].start, end)
+        self._orders.loads += loads
 
     def loaded(self, requests: Iterable[str]) -> None:
         """Loads are over, well or not, or what kept requests waiting that were only shipped."""
         for request in requests:
             self._release(request)
             if tracked := self._tracked.get(request):
-                tracked.stage = Stage.COMPUTING
+                tracked.stage, tracked.begun = Stage.COMPUTING, None
 
     def preempted(self, requests: Iterable[str]) -> None:
         """The engine has taken these requests' pages back; it will compute them again."""
@@ -187,10 +196,10 @@ class PrefillScheduling:
 
     def step(self, scheduled: Iterable[Scheduled], idle: bool = False) -> Orders:
         """The orders that go with the next engine step; ``idle``: it computes nothing."""
-        items, shipped = list(scheduled), self._to_ship
-        self._to_ship = []
+        items, parked = list(scheduled), self._to_park
+        self._to_park = []
         written = {page for item in items for page in self._written(item)}
-        for item in (*items, *shipped):
+        for item in (*items, *parked):
             if tracked := self._tracked.get(item.request):
                 self._begin(tracked, item)
                 self._open(item.request, tracked)
@@ -198,12 +207,16 @@ class PrefillScheduling:
         for item in items:
             if tracked := self._tracked.get(item.request):
                 self._store(tracked, item)
-        self._orders.held += [item.request for item in shipped]
-        self._shipping |= {item.request: item for item in shipped}
+        self._park(parked)
         self._let_go()
         orders, self._orders = self._orders, Orders()
         orders.idle = idle
         return orders
+
+    def take_told(self) -> list[Held]:
+        """What the worker's gate is to hear since the last call."""
+        told, self._told = self._told, []
+        return told
 
     def sent(self, requests: Iterable[str]) -> None:
         """These finished requests' blocks are no longer read."""
@@ -224,12 +237,12 @@ class PrefillScheduling:
         if tracked is None:
             return False
         self._tier.end(request)
-        resumed = tracked.stage is Stage.SHIPPING and self._shipping.pop(request, None) is None
+        resumed = tracked.stage is Stage.SHIPPING and self._parked.pop(request, None) is None
         if tracked.transfer is not None:
             self._orders.closings.append(tracked.transfer)
         if resumed or not (tracked.opened or tracked.ordered_stores):
-            # Never computed here. A load under way is the engine's to wait for, not ours; so is the
-            # end of a wait that is ordered already.
+            # Never computed here, or to be resumed. A load under way is the engine's to wait for,
+            # not ours; so is the end of a wait, once it is ordered.
             return False
         self._orders.released.append(request)
         return True
@@ -243,11 +256,8 @@ class PrefillScheduling:
         if ticket is None or not self._transfers.first_use(ticket.transfer):
             return None, 0.0, False
         until = self._clock() + ticket.ttl_ms / 1000 + self._lease_seconds
-        return bytes.fromhex(ticket.transfer), until, ticket.leaves_rest(self._whole(length))
-
-    def _whole(self, length: int) -> int:
-        """Tokens in whole blocks before a prompt's last token, which is always computed anew."""
-        return (length - 1) // self._block_size * self._block_size
+        leaves_rest = decode_computes_rest(ticket.held, length, self._block_size)
+        return bytes.fromhex(ticket.transfer), until, leaves_rest
 
     def _keeps_windows(self, computed: int) -> bool:
         """Whether what sliding groups have at ``computed`` outlives the token a wait is for."""
@@ -257,27 +267,39 @@ class PrefillScheduling:
         )
         return here == next_one
 
-    def _let_go(self) -> None:
-        """Tell of what is only shipped, once the tier has what it lacks of it.
+    def _park(self, items: Iterable[Scheduled]) -> None:
+        for item in items:
+            if tracked := self._tracked.get(item.request):
+                tracked.waits_until = self._clock() + WAIT_SECONDS
+                self._orders.parked.append(item.request)
+                self._parked[item.request] = item
 
-        What then waits for longer than its lease goes on as any other request.
-        """
-        for request, item in list(self._shipping.items()):
-            tracked = self._tracked[request]
-            if tracked.told:
-                if self._clock() >= tracked.lease_until:
-                    del self._shipping[request]
-                    self._orders.resumed.append(request)
-                continue
-            held = self._tier.poll(request)
-            if held is None:
-                continue
-            tracked.stored = tracked.window_stored = held
-            self._tier.keep(request, 0, 0)
-            self._store(tracked, item)
-            assert tracked.transfer is not None
-            self._orders.told.append(Held(tracked.transfer, tracked.local))
-            tracked.told = True
+    def _let_go(self) -> None:
+        """Tell of what is parked, once the tier has what it lacks of it; resume what waits on."""
+        for request, item in list(self._parked.items()):
+            tracked, now = self._tracked[request], self._clock()
+            if now >= tracked.waits_until:
+                del self._parked[request]
+                self._orders.resumed.append(request)
+            elif tracked.told_until == 0.0:
+                self._keep_in_tier(tracked, item)
+            elif now >= tracked.told_until:
+                self._tell(tracked)
+
+    def _keep_in_tier(self, tracked: _Tracked, item: Scheduled) -> None:
+        held = self._tier.poll(item.request)
+        if held is None:
+            return
+        tracked.copied = Copied(held, held)
+        self._tier.keep(item.request, 0, 0)
+        self._store(tracked, item)
+        self._tell(tracked)
+
+    def _tell(self, tracked: _Tracked) -> None:
+        assert tracked.transfer is not None
+        assert tracked.begun is not None
+        self._told.append(Held(tracked.transfer, tracked.local, tracked.begun))
+        tracked.told_until = self._clock() + TELL_SECONDS
 
     def _begin(self, tracked: _Tracked, item: Scheduled) -> None:
         if tracked.begun is not None:
@@ -291,10 +313,11 @@ class PrefillScheduling:
         if tracked.transfer is None or tracked.opened:
             return
         tracked.opened = True
-        blocks = -(-len(tracked.tokens) // self._block_size)
-        prompt = Prompt(tracked.salt, prompt_digest(tracked.tokens), blocks)
+        blocks = -(-len(tracked.key.tokens) // self._block_size)
+        prompt = Prompt(tracked.key.salt, prompt_digest(tracked.key.tokens), blocks)
+        stop = tracked.local // self._block_size if tracked.only_ships else blocks
         self._orders.openings.append(
-            Opening(tracked.transfer, request, prompt, tracked.lease_until)
+            Opening(tracked.transfer, request, prompt, tracked.lease_until, stop)
         )
 
     def _written(self, item: Scheduled) -> Iterator[int]:
@@ -311,9 +334,9 @@ class PrefillScheduling:
         """
         if tracked.transfer is None:
             return
-        length, size = len(tracked.tokens), self._block_size
+        length, size = len(tracked.key.tokens), self._block_size
         # A decode worker computes at least the last token, and at most what follows whole blocks.
-        earliest = self._whole(length)
+        earliest = whole_blocks(length, size)
         tracked.supplied = tracked.supplied or [
             group.first_live(earliest, size) for group in self._groups
         ]
@@ -343,66 +366,12 @@ class PrefillScheduling:
             self._hold(item.request, sliding)
 
     def _store(self, tracked: _Tracked, item: Scheduled) -> None:
-        """Order the storing of chunks that this step completes and the tier lacks.
-
-        And of the window before the prompt's last whole chunk, if all of it is still there.
-        """
-        chunk = self._tier.chunk_tokens
-        if chunk == 0:
-            return
-        complete = min(item.computed + item.planned, len(tracked.tokens)) // chunk * chunk
-        if complete > tracked.stored:
-            stored = self._op(
-                item.request, tracked, "chunks", tracked.stored, complete, item.tables
-            )
-            self._order_store(tracked, stored)
-            tracked.stored = complete
-        last = len(tracked.tokens) // chunk * chunk
-        if self._shape.windowed and tracked.window_stored < last == complete:
-            tracked.window_stored = last
-            window = self._op(item.request, tracked, "window", last - chunk, last, item.tables)
-            if NULL_BLOCK not in window.block_ids:
-                self._order_store(tracked, window)
-                self._hold(item.request, window.block_ids)
-
-    def _order_store(self, tracked: _Tracked, op: TierOp) -> None:
-        self._orders.stores.append(op)
-        tracked.ordered_stores = True
-
-    def _load(
-        self, request: str, tracked: _Tracked, part: Part, start: int, tables: BlockTables
-    ) -> None:
-        """Order a load up to ``tracked.stored``; what the engine holds already stays untouched."""
-        op = self._op(request, tracked, part, start, tracked.stored, tables)
-        places = self._shape.places(part, start, tracked.stored)
-        here = tracked.local // self._block_size
-        filled = [
-            position < here or page == NULL_BLOCK
-            for (_, position), page in zip(places, op.block_ids, strict=True)
-        ]
-        skip = filled.index(False)
-        self._orders.loads.append(replace(op, skip_blocks=skip))
-
-    def _op(
-        self,
-        request: str,
-        tracked: _Tracked,
-        part: Part,
-        start: int,
-        end: int,
-        tables: BlockTables,
-    ) -> TierOp:
-        places = self._shape.places(part, start, end)
-        return TierOp(
-            op=next(self._op_numbers),
-            request=request,
-            tokens=tracked.tokens[:end],
-            salt=tracked.salt,
-            start=start,
-            end=end,
-            block_ids=[tables[group][position] for group, position in places],
-            part=part,
-        )
+        computed = item.computed + item.planned
+        for op in self._copies.stores(tracked.key, tracked.copied, computed, item.tables):
+            self._orders.stores.append(op)
+            tracked.ordered_stores = True
+            if op.part == "window":
+                self._hold(item.request, op.block_ids)
 
     def _hold(self, request: str, block_ids: Sequence[int]) -> None:
         if block_ids:

@@ -34,7 +34,7 @@ class PrefillWorking:
         self._requests: dict[tuple[bytes, int], str] = {}
         self._loads: Counter[str] = Counter()
         self._failed: set[str] = set()
-        self._held: set[str] = set()
+        self._parked: set[str] = set()
         self._patience = 0.0
 
     def before_forward(self, orders: Orders) -> None:
@@ -55,7 +55,7 @@ class PrefillWorking:
         for load in orders.loads:
             self._tier.load(load)
             self._loads[load.request] += 1
-        self._held.update(orders.held)
+        self._parked.update(orders.parked)
         # The DRAM tier wakes nobody; while it loads, only vLLM's own pace is short enough.
         self._patience = IDLE_SECONDS if orders.idle and not self._loads else 0.0
 
@@ -92,19 +92,19 @@ class PrefillWorking:
                 loaded.add(result.request)
         done = self._ledger.collect()
         # The engine takes these to be loading: it frees their blocks when that ends, and once.
-        held = done & self._held
-        self._held -= held
-        loaded |= held
+        parked = done & self._parked
+        self._parked -= parked
+        loaded |= parked
         failed = loaded & self._failed
         self._failed -= failed
-        return Reports(done - held, loaded, failed)
+        return Reports(done - parked, loaded, failed)
 
     def _open(self, opening: Opening) -> None:
         for number, shipper in enumerate(self._shippers):
             part = opening.transfer, number
             self._requests[part] = opening.request
             self._ledger.begin(opening.request, part)
-            shipper.open(opening.transfer, opening.prompt, opening.lease_until)
+            shipper.open(opening.transfer, opening.prompt, opening.lease_until, opening.stop)
 
     def _supply(self, supplies: list[Supply]) -> None:
         for supply in supplies:

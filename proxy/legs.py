@@ -22,7 +22,7 @@ _PROMPT_SHAPING = ("suffix", "truncate_prompt_tokens", "truncation_side")
 def prefill_body(
     model: str, tokens: Sequence[int], salt: str, ticket: PrefillTicket
 ) -> dict[str, Any]:
-    """For the prefill worker (``PREFILL_PATH``): compute this prompt, keep it, ship it."""
+    """For the prefill worker (``PREFILL_PATH``): keep this prompt's KV, and ship it."""
     return {
         "model": model,
         "prompt": list(tokens),

@@ -4,7 +4,8 @@ Told for a request that both workers served::
 
     stage         from                     to
     route         the request arrived      its legs are sent
-    queue         ... sent                 prefill's first forward pass is scheduled
+    queue         ... sent                 prefill's first forward pass is scheduled, or its engine
+                                           takes up a prompt that it only ships
     prefill       ... scheduled            the prefill leg has ended
     ship          ... ended                the last block is in place on decode; 0 if it was before
     handover      ... in place             decode schedules the request's first step

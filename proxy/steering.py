@@ -50,7 +50,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Disaggregated:
-    """``prefill`` computes and ships, ``decode`` generates.
+    """``prefill`` computes what it lacks and ships, ``decode`` generates.
 
     ``held`` tokens of the prompt are thought to be on ``prefill`` already.
     """

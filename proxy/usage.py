@@ -5,7 +5,7 @@ not know whether its work was used. Put together::
 
     path            cached tokens
     decode-only     what the decode worker had; what both had where a prefill leg ran in vain
-    disaggregated   what the prefill worker had: it computed all the rest, decode computed nothing
+    disaggregated   what the prefill worker had: one of both computed the rest
     recomputed      what both had: anything else was computed by one of them, and where the
                     prefill worker never got the request, what decode had
 

@@ -62,10 +62,12 @@ class Shipper:
         self._thread.join(seconds)
         self._end.close()
 
-    def open(self, transfer: bytes, prompt: Prompt, lease_until: float) -> None:
-        """The engine has taken up a prompt that is to be shipped."""
+    def open(
+        self, transfer: bytes, prompt: Prompt, lease_until: float, stop: int | None = None
+    ) -> None:
+        """The engine has taken up a prompt whose blocks before ``stop`` (None: all) are shipped."""
         with self._lock:
-            self._core.open(transfer, prompt, lease_until)
+            self._core.open(transfer, prompt, lease_until, stop)
         self._end.wake()
 
     def fence(self) -> None:

@@ -103,7 +103,7 @@ SAMPLES: list[AnyMessage] = [
     Delta("prefill-0", "p1", 8, "gpu", True, bytes(range(16)), b""),
     Outcome(TRANSFER, True, 32, 2481, 57_000_000, 12.5),
     Begun(TRANSFER, 70_000.25, 70_000.5),
-    Held(TRANSFER, 2496),
+    Held(TRANSFER, 2496, 70_000.25),
     Abandon(TRANSFER),
 ]
 

@@ -62,6 +62,28 @@ def test_caches_are_hit_by_their_tenant_and_by_nobody_else(
     assert first.breakdown["stages"]["prefill"] > dram_hit.breakdown["stages"]["prefill"]
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_prefill_holds_is_shipped_and_not_computed(
+    cluster: LiveCluster, prompt: Prompts, busy: bool
+) -> None:
+    """``busy``: decode asks for the blocks when prefill's leg has long ended."""
+    tokens = prompt(600)
+    first = cluster.complete("red", tokens)
+    cluster.forget("decode-0")
+    computed = cluster.metric("prefill-0", "vllm:generation_tokens_total")
+    if busy:
+        body = {"prompt": prompt(1500), "echo": True, "max_tokens": 1}
+        with cluster.opened("green", body) as other:
+            until(lambda: cluster.metric("decode-0", "vllm:num_requests_running"), 10, "it works")
+            again = cluster.stream("red", tokens)
+            assert read(other.getresponse()).path == "decode-only"
+    else:
+        again = cluster.stream("red", tokens)
+    assert (again.path, again.cached, again.text) == ("disaggregated", 576, first.text)
+    assert again.breakdown["cached"] == {"gpu": 576, "dram": 0}
+    assert cluster.metric("prefill-0", "vllm:generation_tokens_total") == computed
+
+
 def test_a_repeated_prompt_stays_on_decode(cluster: LiveCluster, prompt: Prompts) -> None:
     tokens = prompt(200)
     cluster.complete("red", tokens)

@@ -163,7 +163,7 @@ def test_every_head_arrives_where_it_belongs(
         fetching.before_forward(Orders(fetches=[order]))
     pages = {(0, at): block for at, block in enumerate(from_blocks)}
     orders = PrefillOrders(
-        openings=[Opening(TRANSFER, "p", prompt, deadline)],
+        openings=[Opening(TRANSFER, "p", prompt, deadline, POSITIONS)],
         supplies_before=[Supply(TRANSFER, pages)],
         closings=[TRANSFER],
         released=["p"],

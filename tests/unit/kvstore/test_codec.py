@@ -27,6 +27,7 @@ from kvstore.messages import (
     Entry,
     Failed,
     FailReason,
+    Held,
     Hello,
     LaneKind,
     Outcome,
@@ -139,6 +140,7 @@ MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
         st.none() | REASON,
     ),
     Begun: st.builds(Begun, DIGEST16, st.floats(0, 1e9), st.floats(0, 1e9)),
+    Held: st.builds(Held, DIGEST16, COUNT, st.floats(0, 1e9)),
     Abandon: st.builds(Abandon, DIGEST16),
 }
 ANY_MESSAGE = st.one_of(list(MESSAGES.values()))

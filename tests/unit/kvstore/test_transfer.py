@@ -45,8 +45,11 @@ def ready(first: int = 0, prompt: Prompt = PROMPT, **changes: object) -> Ready:
         ttl_ms=1000,
         mac=bytes(32),
     )
-    signed = replace(unsigned, mac=ready_mac(KEY, unsigned, prompt))
-    return replace(signed, **changes)
+    return replace(signed(unsigned, prompt), **changes)
+
+
+def signed(unsigned: Ready, prompt: Prompt = PROMPT) -> Ready:
+    return replace(unsigned, mac=ready_mac(KEY, unsigned, prompt))
 
 
 def drain(core: SenderCore, limit: int = 2) -> list[tuple[int, tuple[int, ...]]]:
@@ -55,6 +58,23 @@ def drain(core: SenderCore, limit: int = 2) -> list[tuple[int, tuple[int, ...]]]
         sent.append((batch.first, batch.block_ids))
         core.sent(batch)
     return sent
+
+
+@pytest.mark.parametrize(("stop", "first"), [(4, 0), (3, 2), (5, 0)])
+def test_what_only_is_shipped_awaits_its_receiver_after_its_leg_has_ended(
+    stop: int, first: int
+) -> None:
+    """Its last block, which is not whole, is the receiver's to compute."""
+    core = sender()
+    core.open(T, PROMPT, 10.0, stop=4)
+    core.supply(T, pages(range(4)))
+    core.close(T)
+    assert core.take_settled() == []
+    core.on_ready(PEER, signed(replace(ready(first), stop=stop)), 0.0)
+    failed = stop > 4
+    assert [failure.reason for _, failure in core.take_replies()] == ["prefill-failed"] * failed
+    assert drain(core, 9) == ([] if failed else [(first, tuple(range(first, stop)))])
+    assert core.take_settled() == [T]
 
 
 ARRIVALS = ["open", "supply", "ready"]

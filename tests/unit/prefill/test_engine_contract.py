@@ -43,6 +43,11 @@ class Request(engine_request.Request):
             table[:gone] = [NULL_BLOCK] * gone
 
     @property
+    def transfer(self) -> bytes:
+        ticket = cast("Any", self.kv_transfer_params or {}).get("kvferry", {})
+        return bytes.fromhex(ticket.get("transfer", ""))
+
+    @property
     def length(self) -> int:
         return len(self.prompt_token_ids)
 
@@ -96,29 +101,40 @@ class FakeTier:
 
 
 class FakeShipper:
-    """Settles an opened transfer when told, or when its prompt is closed incomplete."""
+    """Settles an opened transfer when told, or when its prompt is closed incomplete: it failed."""
 
     def __init__(self) -> None:
         self.open_transfers: dict[bytes, set[int]] = {}
+        self.supplied: dict[bytes, set[tuple[int, int]]] = {}
+        self.stops: dict[bytes, int] = {}
+        self.failed: set[bytes] = set()
         self.settled: list[bytes] = []
 
     def fence(self) -> None:
         return
 
-    def open(self, transfer: bytes, prompt: Any, lease_until: float) -> None:
+    def open(self, transfer: bytes, prompt: Any, lease_until: float, stop: int) -> None:
         assert transfer not in self.open_transfers
         self.open_transfers[transfer] = set()
+        self.supplied[transfer], self.stops[transfer] = set(), stop
 
     def supply(self, transfer: bytes, pages: dict[tuple[int, int], int]) -> None:
         if transfer in self.open_transfers:
             self.open_transfers[transfer] |= set(pages.values())
+            self.supplied[transfer] |= set(pages)
 
     def withdraw(self, transfer: bytes) -> None:
         if transfer in self.open_transfers:
             self.open_transfers[transfer].clear()
+            self.supplied[transfer].clear()
 
     def close(self, transfer: bytes) -> None:
-        return
+        if transfer not in self.open_transfers:
+            return
+        last = self.stops[transfer] - 1
+        if any((group, last) not in self.supplied[transfer] for group in range(len(GROUPS))):
+            self.failed.add(transfer)
+            self.settle(transfer)
 
     def settle(self, transfer: bytes) -> None:
         del self.open_transfers[transfer]
@@ -146,6 +162,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.working = PrefillWorking([cast("Shipper", self.shipper)], cast("Any", self.tier))
         self.requests: dict[str, Request] = {}
         self.loads: list[TierOp] = []
+        self.told: set[bytes] = set()
         self.next_page = 1
         self.taken_back: set[int] = set()
         self.random = random.Random(0)
@@ -253,6 +270,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert {request.state for request in self.requests.values()} <= {"gone"}
         assert not self.tier.locked
         assert not self.holds.held
+        assert not self.told & self.shipper.failed, "what only was to be shipped must not fail"
 
     def _pick(self, data: st.DataObject, *states: str) -> Request | None:
         found = [request for request in self.requests.values() if request.state in states]
@@ -298,6 +316,7 @@ class EngineMachine(RuleBasedStateMachine):
     def _run(self, scheduled: list[Scheduled]) -> None:
         orders = self.scheduling.step(scheduled)
         self.loads += orders.loads
+        self.told |= {held.transfer for held in self.scheduling.take_told()}
         self.working.before_forward(orders)
         self.taken_back.clear()
         self.working.after_forward(orders)
@@ -311,6 +330,7 @@ class EngineMachine(RuleBasedStateMachine):
                 # A prompt that was only shipped had a token to load that nobody has written.
                 assert failed or any(op.request == name for op in self.loads)
                 request.state = "waiting" if failed else "running"
+                self.told.discard(request.transfer)
                 request.computed = 0 if failed else min(request.computed, request.length - 1)
             else:
                 assert request.state == "finished-loading"

@@ -14,7 +14,7 @@ from kvstore.messages import Begun, Held
 from prefill.gate import PrefillGate
 
 TRANSFER, OTHER = bytes(range(16)), bytes(16)
-HELD = Held(TRANSFER, 2496)
+HELD = Held(TRANSFER, 2496, 10.0)
 BODY = {"type": "http.request", "body": b"{}", "more_body": False}
 
 
@@ -34,7 +34,7 @@ class Call:
 
     def __init__(self, transfer: bytes = TRANSFER) -> None:
         self.link = Link()
-        self.gate = PrefillGate(self.app)
+        self.gate = PrefillGate(self.app, lambda: 10.25)
         self.gate._link = cast("GateLink", self.link)
         self.scope = {"headers": [(b"x-kvferry-transfer", transfer.hex().encode())]}
         self.sent: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def run(scenario: Any) -> None:
 
 def test_a_held_prompt_ends_its_leg() -> None:
     async def scenario(call: Call) -> None:
-        await call.tell(Held(OTHER, 7), Begun(TRANSFER, 1.0, 2.0))
+        await call.tell(Held(OTHER, 7, 1.0), Begun(TRANSFER, 1.0, 2.0))
         assert not call.sent
         await call.tell(HELD, HELD)
         assert call.seen == ["body", "http.disconnect"]
@@ -109,7 +109,7 @@ def test_a_held_prompt_ends_its_leg() -> None:
         ]
         told = json.loads(call.answer)
         assert told["usage"]["prompt_tokens_details"]["cached_tokens"] == 2496
-        assert prefill_report(told["kv_transfer_params"]) == PrefillReport(0.0, 2496, 0)
+        assert prefill_report(told["kv_transfer_params"]) == PrefillReport(250.0, 2496, 0)
 
     run(scenario)
 

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import pytest
 
+from kvstore.handoff import PrefillReport
 from kvstore.layout import KVGroup
 from kvstore.messages import Held
 from kvstore.tier import NoCopy, NoLookup, TierLookup
 from kvstore.transfer import Prompt
 from prefill.orders import Opening, Orders
-from prefill.scheduling import PrefillScheduling, Scheduled
+from prefill.scheduling import TELL_SECONDS, WAIT_SECONDS, PrefillScheduling, Scheduled
 from prefill.working import PrefillWorking
 from tests.support.block_holds import CountedHolds
 from tests.support.engine_request import Request
@@ -75,9 +76,12 @@ def test_it_leaves_whole_and_nothing_is_computed() -> None:
     assert [opening.transfer for opening in orders.openings] == [TRANSFER]
     assert shipped(orders.supplies_before) == {(0, at): TABLE[at] for at in range(4)}
     assert (orders.supplies_after, orders.stores) == ([], [])
-    assert (orders.held, orders.told) == (["r"], [Held(TRANSFER, WHOLE)])
+    assert [opening.stop for opening in orders.openings] == [WHOLE // BLOCK]
+    assert orders.parked == ["r"]
+    assert subject.take_told() == [Held(TRANSFER, WHOLE, 0.0)]
     again = subject.step([])
-    assert (again.held, again.told, again.openings, again.supplies_before) == ([], [], [], [])
+    assert (again.parked, again.openings, again.supplies_before) == ([], [], [])
+    assert subject.take_told() == []
     assert subject.finished("r")
     last = subject.step([])
     assert (last.closings, last.released, last.resumed) == ([TRANSFER], ["r"], [])
@@ -99,7 +103,7 @@ def test_it_is_computed_where_decode_awaits_the_rest_or_more_is_missing(
     assert subject.matched("r", computed) == 0
     subject.allocated("r", [TABLE], 0)
     orders = subject.step([Scheduled("r", computed, LENGTH - computed, [TABLE])])
-    assert orders.held == []
+    assert orders.parked == []
     assert (0, 4) in shipped(orders.supplies_after)
 
 
@@ -109,7 +113,23 @@ def test_what_the_engine_has_lost_meanwhile_is_computed() -> None:
     assert subject.matched("r", WHOLE) == 1
     assert subject.matched("r", 0) == 0
     subject.allocated("r", [TABLE], 0)
-    assert subject.step([Scheduled("r", 0, LENGTH, [TABLE])]).held == []
+    assert subject.step([Scheduled("r", 0, LENGTH, [TABLE])]).parked == []
+
+
+def test_what_finds_no_room_to_wait_in_is_computed() -> None:
+    """vLLM asks more of a request that waits: nothing behind it may have to wait with it."""
+    subject = scheduling()
+    assert subject.matched("r", WHOLE) == 1
+    assert subject.matched("r", WHOLE) == 0
+
+
+def test_what_the_engine_computes_all_the_same_is_like_any_other() -> None:
+    subject = scheduling()
+    assert subject.matched("r", WHOLE) == 1
+    subject.allocated("r", [TABLE], 0)
+    orders = subject.step([Scheduled("r", WHOLE, 2, [TABLE])])
+    assert (orders.parked, subject.take_told()) == ([], [])
+    assert subject.finished("r")
 
 
 def test_a_prompt_without_a_transfer_is_computed() -> None:
@@ -155,25 +175,38 @@ def test_it_leaves_before_the_tier_has_answered_and_is_let_go_after() -> None:
     subject = waiting(tier=tier)
     orders = subject.step([])
     assert shipped(orders.supplies_before) == {(0, at): TABLE[at] for at in range(4)}
-    assert (orders.held, orders.told, orders.stores) == (["r"], [], [])
+    assert (orders.parked, subject.take_told(), orders.stores) == (["r"], [], [])
     tier.answer = 8
     orders = subject.step([])
-    assert (orders.held, orders.told) == ([], [Held(TRANSFER, WHOLE)])
+    assert (orders.parked, subject.take_told()) == ([], [Held(TRANSFER, WHOLE, 0.0)])
     assert [store.end for store in orders.stores] == [WHOLE]
 
 
-def test_a_wait_ends_with_the_lease() -> None:
+def test_the_gate_is_told_again_while_nothing_comes_of_it() -> None:
+    clock = Clock()
+    subject = waiting(clock=clock)
+    told = []
+    for clock.now in (0.0, TELL_SECONDS - 0.1, TELL_SECONDS):
+        subject.step([])
+        told.append(len(subject.take_told()))
+    assert told == [1, 0, 1]
+
+
+def test_a_wait_that_nobody_ends_is_ended() -> None:
     clock = Clock()
     subject = waiting(clock=clock)
     subject.step([])
-    clock.now = 30.9
+    clock.now = WAIT_SECONDS - 0.1
     assert subject.step([]).resumed == []
-    clock.now = 31.0
+    clock.now = WAIT_SECONDS
     assert subject.step([]).resumed == ["r"]
     assert subject.step([]).resumed == []
     subject.loaded(["r"])
+    assert subject.report("r") is None
     assert subject.matched("r", WHOLE) == 0
     subject.step([Scheduled("r", WHOLE, 2, [TABLE])])
+    clock.now += 0.25
+    assert subject.report("r") == PrefillReport(250.0, WHOLE, 0)
     assert subject.finished("r")
     assert subject.step([]).released == ["r"]
 
@@ -183,7 +216,7 @@ def test_a_wait_whose_end_is_ordered_is_not_ended_twice() -> None:
     clock = Clock()
     subject = waiting(clock=clock)
     subject.step([])
-    clock.now = 31.0
+    clock.now = WAIT_SECONDS
     subject.step([])
     assert not subject.finished("r")
     assert subject.step([]).released == []
@@ -213,8 +246,8 @@ def working() -> tuple[PrefillWorking, Slice]:
     """At work on "r", which is only shipped."""
     part = Slice()
     subject = PrefillWorking([cast("Any", part)], NoCopy())
-    opening = Opening(TRANSFER, "r", Prompt("s", bytes(32), 1), 9.0)
-    subject.before_forward(Orders(openings=[opening], held=["r"]))
+    opening = Opening(TRANSFER, "r", Prompt("s", bytes(32), 1), 9.0, 1)
+    subject.before_forward(Orders(openings=[opening], parked=["r"]))
     return subject, part
 
 

@@ -76,7 +76,7 @@ def test_a_request_is_free_when_every_slice_of_it_has_settled() -> None:
     slices = Slice(), Slice()
     working = PrefillWorking(cast("Any", slices), NoCopy())
     transfer = bytes(16)
-    opening = Opening(transfer, "r", Prompt("s", bytes(32), 1), 9.0)
+    opening = Opening(transfer, "r", Prompt("s", bytes(32), 1), 9.0, 1)
     supply = Supply(transfer, {(0, 0): 1})
     orders = Orders(
         withdrawals=[("r", transfer)],
