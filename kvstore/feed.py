@@ -26,7 +26,12 @@ from kvstore.transport.sockets import SocketOptions, dial
 SUBSCRIBE_SECONDS = 1.0
 
 _RETRY_SECONDS = 0.1
-_OPTIONS = SocketOptions(max_frame_bytes=MAX_HEADER_BYTES, send_queue=4, receive_queue=1000)
+_OPTIONS = SocketOptions(
+    max_frame_bytes=MAX_HEADER_BYTES,
+    send_queue=4,
+    receive_queue=1000,
+    heartbeats=False,  # Subscriptions and announcements are.
+)
 _BURST = 64
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,11 @@
 
 ``zmq+tcp://host:port`` is always CURVE: the listener lets in the roles it names and nobody else,
 the dialer insists on the listener's role. ``zmq+ipc:///path`` is plain, inside a folder that only
-our own user can enter. Every frame, queue and handshake is bounded and heartbeats are on, so a
-peer that is gone, hangs or lies costs a listener no more than its own connection.
+our own user can enter. Every frame, queue and handshake is bounded, so a peer that is gone, hangs
+or lies costs a listener no more than its own connection. Dialers send heartbeats: they miss the
+answer of a listener that hangs, and a listener misses theirs (ZMTP's time to live). Nobody
+else does: libzmq 4.3.5 aborts the process when one is due on a connection that broke while its
+queue was full (``stream_engine_base.cpp``, ``!_io_error``).
 
 A message that arrived over CURVE carries the peer's role: ``frame.get("User-Id")``.
 """
@@ -27,7 +30,9 @@ from kvstore.private import require_private
 from kvstore.transport.curve import allow_list, start_authenticator, token_domain
 
 _HANDSHAKE_MS = 3000
-_HEARTBEAT_MS = 1000
+HEARTBEAT_MS = 1000
+"""Between two of a dialer's."""
+
 _HEARTBEAT_TIMEOUT_MS = 3000
 _HEARTBEAT_TTL_MS = 5000
 _RECONNECT_MS = 50
@@ -43,13 +48,15 @@ class SocketOptions:
     """Bounds of one socket; queues count messages, per peer.
 
     ``routing_id`` is what a dialer is known by; empty: the listener makes one up per connection.
-    A new connection with the routing id of an old one takes its place.
+    A new connection with the routing id of an old one takes its place. ``heartbeats``: a dialer's;
+    it must read what it is sent, or not have any.
     """
 
     max_frame_bytes: int = 4 << 20
     send_queue: int = 1000
     receive_queue: int = 1000
     routing_id: bytes = b""
+    heartbeats: bool = True
 
 
 DEFAULT_OPTIONS = SocketOptions()
@@ -214,6 +221,10 @@ def _bind(router: zmq.Socket[Any], endpoint: str) -> None:
 
 def _connect(dealer: zmq.Socket[Any], endpoint: str, options: SocketOptions) -> None:
     dealer.setsockopt(zmq.IMMEDIATE, 1)
+    if options.heartbeats:
+        dealer.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        dealer.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS)
     if options.routing_id:
         dealer.setsockopt(zmq.ROUTING_ID, options.routing_id)
     dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
@@ -227,9 +238,6 @@ def _bound(socket: zmq.Socket[Any], options: SocketOptions) -> None:
         (zmq.SNDHWM, options.send_queue),
         (zmq.RCVHWM, options.receive_queue),
         (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
-        (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
-        (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
-        (zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS),
         (zmq.LINGER, 0),
     ):
         socket.setsockopt(option, value)

@@ -34,7 +34,6 @@ from tests.support.transport_peer import (
     setting_at,
     shared_errands,
     source_pages,
-    without_heartbeats,
 )
 
 GROWTH_MIB = 16 + 32
@@ -88,10 +87,9 @@ class Victim:
     @contextmanager
     def insider(self, queue: int = 1000) -> Iterator[zmq.Socket[bytes]]:
         """A connection of somebody who holds a decode worker's key, and reads nothing."""
-        options = SocketOptions(send_queue=queue, receive_queue=1)
+        options = SocketOptions(send_queue=queue, receive_queue=1, heartbeats=False)
         credentials = self.setting.credentials
-        with without_heartbeats():
-            dealer = dial(self.context, self.uri, "decode", "prefill", credentials, options)
+        dealer = dial(self.context, self.uri, "decode", "prefill", credentials, options)
         assert dealer.poll(10_000, zmq.POLLOUT)
         yield dealer
         dealer.close(linger=0)

@@ -35,7 +35,7 @@ from kvstore.transport.zeromq_sending import Sender, ZmqSendingEnd
 from tests.support.memory_transport import MemoryReceivingEnd, MemorySendingEnd
 from tests.support.transfers import GENERATION, Errand, Errands, Noise, layout_of
 from tests.support.transport_pairs import SkippingClock, until
-from tests.support.transport_peer import setting_at, without_heartbeats
+from tests.support.transport_peer import setting_at
 
 SMALL, LARGE = layout_of(2, 4096, 1), layout_of(1, 1 << 20, 1)
 STRANGER_MIB, STRANGER_BOUND_MIB = 64, 32
@@ -226,10 +226,9 @@ def test_a_receiver_that_lags_for_a_moment_loses_nothing(tmp_path: Path) -> None
         for errand in errands:
             shipper.open(errand.transfer, errand.prompt, time.monotonic() + 600)
             shipper.supply(errand.transfer, whole)
-        options = SocketOptions(send_queue=1000, receive_queue=32)
+        options = SocketOptions(send_queue=1000, receive_queue=32, heartbeats=False)
         control = uri.replace("auto", "zmq+ipc")
-        with without_heartbeats():
-            dealer = dial(context, control, "decode", "prefill", credentials, options)
+        dealer = dial(context, control, "decode", "prefill", credentials, options)
         assert dealer.poll(20_000, zmq.POLLOUT)
         for errand in errands:
             dealer.send(encode(errand.ready(layout, credentials.transport_key(), "pages")))

@@ -13,17 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from unittest.mock import patch
 
 import psutil
 
 from kvstore.cluster import Ship
 from kvstore.credentials import load_or_create
 from kvstore.receiving import Ended
-from kvstore.transport import sockets
 from kvstore.transport.fetcher import Fetch, Fetcher
 from kvstore.transport.opening import Setting, open_fetcher, open_shipper
 from tests.support.transfers import GENERATION, Errand, Errands, Noise, layout_of
@@ -67,17 +64,6 @@ def send(uri: str, state: Path, generation: str) -> None:
     print(shipper.uri, flush=True)
     sys.stdin.read()
     shipper.stop()
-
-
-@contextmanager
-def without_heartbeats() -> Iterator[None]:
-    """Sockets opened meanwhile send none.
-
-    For ends that read nothing: libzmq 4.3.5 aborts the process when a heartbeat is due on a broken
-    connection whose queue is full (stream_engine_base.cpp, ``!_io_error``).
-    """
-    with patch.object(sockets, "_HEARTBEAT_MS", 0):
-        yield
 
 
 def receive(uri: str, state: Path) -> None:
