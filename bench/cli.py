@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "stub": "a server with exactly known delays, to audit any client",
     "selftest": "audit this client against the stub and other clients",
     "transport": "how fast KV moves between two processes, beside what the machine allows",
+    "index": "what it costs a proxy to know what its workers hold",
     "headline": "the project's own reference table, measured on this machine",
 }
 
