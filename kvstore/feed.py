@@ -33,6 +33,8 @@ _OPTIONS = SocketOptions(
     heartbeats=False,  # Subscriptions and announcements are.
 )
 _BURST = 64
+_BURST_BYTES = 1 << 20
+"""At most so much is entered before others run: a snapshot takes some 30 ms of it."""
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,9 @@ class FeedClient:
 
     async def _hear(self, socket: zmq.asyncio.Socket, worker: str) -> str:
         """Takes in what has arrived, up to a bound; the worker at the other end."""
-        for _ in range(_BURST):
+        messages: list[Announce | Snapshot | Delta] = []
+        size = 0
+        while len(messages) < _BURST and size < _BURST_BYTES:
             try:
                 frames: list[Any] = await socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -116,9 +120,10 @@ class FeedClient:
             except WireError as error:
                 message = None
                 log.warning("feed of %s: %s", worker or "a worker", error)
+            size += sum(len(frame) for frame in frames)
             if isinstance(message, Announce | Snapshot | Delta):
-                self._directory.apply(message, time.monotonic())
-                worker = message.worker
+                messages.append(message)
             else:
                 self.dropped += 1
-        return worker
+        self._directory.apply_all(messages, time.monotonic())
+        return messages[-1].worker if messages else worker

@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds",
         type=int,
-        default=12,
+        default=24,
         metavar="N",
         help=f"an interval wants {FEWEST_PAIRS} at least (%(default)s)",
     )

@@ -14,7 +14,10 @@ from bench.directory.world import Shape, World
 from bench.statistics import median
 
 _PROMPTS = 64
-_LOOKUPS = 200
+_TURNS = 50
+_LOOKUPS = 20
+"""Of one world before the next one's turn: enough to be at home in the processor's caches again,
+and few enough for all worlds to meet the same swings of the machine."""
 
 
 @dataclass
@@ -39,9 +42,12 @@ def measure(shapes: Sequence[Shape], rounds: int, seed: int, say: Callable[[str]
     intake = Intake()
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        for world in source.sample(worlds, len(worlds)):
-            seconds = _lookup_seconds(world, prompts[world.shape], source)
-            taken.lookups.setdefault(world.shape, []).append(seconds)
+        seconds: dict[Shape, list[float]] = {shape: [] for shape in prompts}
+        for _ in range(_TURNS):
+            for world in source.sample(worlds, len(worlds)):
+                seconds[world.shape] += _lookups(world, prompts[world.shape], source)
+        for shape, each in seconds.items():
+            taken.lookups.setdefault(shape, []).append(median(each))
         for burst in (BURST, 1):
             taken.intake.setdefault(burst, []).append(intake.per_second(burst))
     return taken
@@ -62,12 +68,12 @@ def _prompts(world: World, source: random.Random) -> list[list[bytes]]:
     return [world.prompt(one) for one in chosen]
 
 
-def _lookup_seconds(world: World, prompts: Sequence[list[bytes]], source: random.Random) -> float:
-    """The median of many."""
+def _lookups(world: World, prompts: Sequence[list[bytes]], source: random.Random) -> list[float]:
+    """Seconds of some."""
     seconds = []
     for _ in range(_LOOKUPS):
         names = source.choice(prompts)
         began = time.perf_counter()
         world.directory.held(names)
         seconds.append(time.perf_counter() - began)
-    return median(seconds)
+    return seconds
