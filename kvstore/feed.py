@@ -110,7 +110,7 @@ class FeedClient:
         """Takes in what has arrived, up to a bound; the worker at the other end."""
         messages: list[Announce | Snapshot | Delta] = []
         size = 0
-        while len(messages) < _BURST and size < _BURST_BYTES:
+        for _ in range(_BURST):
             try:
                 frames: list[Any] = await socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -125,5 +125,7 @@ class FeedClient:
                 messages.append(message)
             else:
                 self.dropped += 1
+            if size >= _BURST_BYTES:
+                break
         self._directory.apply_all(messages, time.monotonic())
         return messages[-1].worker if messages else worker
