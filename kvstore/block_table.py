@@ -10,6 +10,7 @@ a little more than half are filled.
 
 from __future__ import annotations
 
+import mmap
 from typing import Final
 
 import numpy as np
@@ -27,6 +28,7 @@ _FIRST_LEVEL = 6
 _SPLIT_AT_ONCE = 64
 _LOW_HALF = np.uint64(0xFFFF_FFFF)
 _HALF = np.uint64(32)
+_NORESERVE = 0x4000  # Linux's MAP_NORESERVE, which mmap does not name before Python 3.13.
 _COUNTS = np.array([bits.bit_count() for bits in range(256)], dtype=np.uint8)
 """By which slots of a bucket are free, the first one being the highest bit: how many are."""
 _FIRSTS = np.array([8 - bits.bit_length() for bits in range(256)], dtype=np.int64)
@@ -43,9 +45,9 @@ class BlockTable:
         self._limit = limit
         most = max(int(limit / _FILL / _WIDTH) + _SPLIT_AT_ONCE, 2 << _FIRST_LEVEL)
         self._most = most
-        self._keys: Keys = np.zeros((most, _WIDTH), dtype=np.uint64)
-        self._slots = self._keys.reshape(-1)
-        self._values: Values = np.zeros(most * _WIDTH, dtype=np.uint32)
+        self._slots: Keys = np.frombuffer(_reserved(most * _WIDTH * 8), dtype=np.uint64)
+        self._keys = self._slots.reshape(most, _WIDTH)
+        self._values: Values = np.frombuffer(_reserved(most * _WIDTH * 4), dtype=np.uint32)
         self._level = _FIRST_LEVEL
         self._buckets = 1 << _FIRST_LEVEL
         self._count = 0
@@ -180,3 +182,10 @@ class BlockTable:
             array[old][goes] = 0
         if self._buckets == 2 << self._level:
             self._level += 1
+
+
+def _reserved(size: int) -> mmap.mmap:
+    """Zeros that become memory when they are written, of which the host need not have as much."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

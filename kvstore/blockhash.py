@@ -50,6 +50,11 @@ def block_names(chain: Sequence[bytes]) -> list[bytes]:
     return [block[:NAME_BYTES] for block in chain]
 
 
+def are_names(joined: bytes) -> bool:
+    """Whether ``joined`` may be names one after the other."""
+    return len(joined) % NAME_BYTES == 0
+
+
 def prompt_digest(tokens: Sequence[int]) -> bytes:
     """SHA-256 over a prompt's token ids (as unsigned 32-bit little endian), bound into MACs."""
     return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in tokens)).digest()

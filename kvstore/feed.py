@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from kvstore.blockhash import are_names
 from kvstore.codec import MAX_HEADER_BYTES, decode, encode
 from kvstore.credentials import Credentials
 from kvstore.errors import WireError
@@ -30,11 +31,11 @@ _OPTIONS = SocketOptions(
     max_frame_bytes=MAX_HEADER_BYTES,
     send_queue=4,
     receive_queue=1000,
-    heartbeats=False,  # Subscriptions and announcements are.
+    heartbeats=False,  # Leases tell who is there, and this end may be slow to read.
 )
 _BURST = 64
 _BURST_BYTES = 1 << 20
-"""At most so much is entered before others run: a snapshot takes some 30 ms of it."""
+"""When so much has come others run first: entering it takes some 30 ms."""
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class FeedClient:
                 message = None
                 log.warning("feed of %s: %s", worker or "a worker", error)
             size += sum(len(frame) for frame in frames)
-            if isinstance(message, Announce | Snapshot | Delta):
+            if isinstance(message, Announce | Snapshot | Delta) and _well_named(message):
                 messages.append(message)
             else:
                 self.dropped += 1
@@ -129,3 +130,13 @@ class FeedClient:
                 break
         self._directory.apply_all(messages, time.monotonic())
         return messages[-1].worker if messages else worker
+
+
+def _well_named(message: Announce | Snapshot | Delta) -> bool:
+    match message:
+        case Snapshot():
+            return are_names(message.held)
+        case Delta():
+            return are_names(message.added) and are_names(message.removed)
+        case Announce():
+            return True

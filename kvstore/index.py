@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -23,7 +24,7 @@ from kvstore.blockhash import NAME_BYTES
 from kvstore.holder_sets import EMPTY, HolderSets
 from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot, Tier
 
-MAX_BLOCKS = 1 << 26
+MAX_BLOCKS = 1 << 27
 """Blocks known at a time; one more is not noted, and its holder thought not to have it."""
 
 MAX_SETS = 1 << 20
@@ -42,7 +43,7 @@ class Held(NamedTuple):
 
 
 class Residency(Mapping[str, Held]):
-    """How far each live worker holds one prompt: as of the lookup, to be read before the next."""
+    """How far each live worker holds one prompt; to be read before the directory changes."""
 
     def __init__(self, ends: Sequence[tuple[int, int]], slots: Mapping[str, int]) -> None:
         """``ends``: by growing length, the holders whose prefix has it."""
@@ -50,8 +51,8 @@ class Residency(Mapping[str, Held]):
         self._slots = slots
 
     def __getitem__(self, worker: str) -> Held:
-        slot = self._slots[worker]
-        return Held(*(self._length(_bit(slot, tier)) for tier in _TIERS))
+        first = self._slots[worker] * len(_TIERS)
+        return Held(*(self._lengths.get(first + at, 0) for at in range(len(_TIERS))))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slots)
@@ -59,15 +60,21 @@ class Residency(Mapping[str, Held]):
     def __len__(self) -> int:
         return len(self._slots)
 
-    def _length(self, bit: int) -> int:
-        return next((length for length, holders in self._ends if holders & bit), 0)
+    @cached_property
+    def _lengths(self) -> dict[int, int]:
+        """Of those who hold anything, by the number of their bit."""
+        lengths: dict[int, int] = {}
+        for length, holders in self._ends:
+            if length:
+                lengths |= dict.fromkeys(_bits(holders), length)
+        return lengths
 
 
 @dataclass
 class _Worker:
-    """``seq`` is None while the worker is cold: what came of a snapshot so far is not looked at,
+    """``seq`` is None while the worker is cold: what came of a snapshot so far is not looked at.
 
-    of which ``snapshot`` is the first part and ``parts`` the number of parts taken in.
+    ``snapshot`` is the first of its parts, ``parts`` the number of those taken in.
     """
 
     announce: Announce
@@ -95,12 +102,18 @@ class Directory:
         self._warm = 0
         self._table = BlockTable(max_blocks)
         self._sets = HolderSets(MAX_SETS)
-        self._unswept: int | None = None
-        self.refused = 0
+        self._broom = 0
+        self._unswept = 0
+        self._refused = 0
 
     def __len__(self) -> int:
         """Blocks that any worker is known to hold, and some that are about to be forgotten."""
         return len(self._table)
+
+    @property
+    def refused(self) -> int:
+        """Blocks and sets that were one too many, so far: what they told was forgotten."""
+        return self._refused + self._sets.refused
 
     def apply(self, message: Announce | Snapshot | Delta, now: float) -> None:
         """Takes in one message of a worker's feed; any order is safe, the sent order is useful."""
@@ -133,9 +146,11 @@ class Directory:
     def expire(self, now: float) -> list[str]:
         """Forgets workers whose lease has run out; returns their names."""
         gone = [name for name, known in self._workers.items() if now >= known.lease_until]
-        for name in gone:
-            self._chill(self._workers.pop(name))
-            self._spare.append(self._slots.pop(name))
+        lost = [self._workers.pop(name) for name in gone]
+        self._strike(sum(worker.bits for worker in lost if any(worker.blocks.values())))
+        for worker in lost:
+            self._warm &= ~worker.bits
+            self._spare.append(self._slots.pop(worker.announce.worker))
         self._sweep(_SWEPT_IN_PASSING)
         return gone
 
@@ -231,7 +246,7 @@ class Directory:
             for change in run:  # their order matters
                 self._enter(worker, [change])
             return
-        if run[0].cleared:
+        if run[0].cleared and worker.blocks[tier]:
             self._strike(_bit(worker.slot, tier))
             worker.blocks[tier] = 0
         self._note(worker, tier, removed, held=False)
@@ -253,8 +268,9 @@ class Directory:
         worker.blocks = dict.fromkeys(_TIERS, 0)
 
     def _strike(self, bits: int) -> None:
-        self._sets.strike(bits)
-        self._unswept = 0
+        if bits:
+            self._sets.strike(bits)
+            self._unswept = self._table.buckets
 
     def _note(self, worker: _Worker, tier: Tier, keys: Keys, *, held: bool) -> None:
         """Blocks that ``worker`` holds from now on, or no more."""
@@ -272,20 +288,28 @@ class Directory:
         if new.any():
             refused = self._table.insert(keys[new], after[new])
             self._sets.forget(refused)
-            self.refused += len(refused)
+            worker.blocks[tier] -= len(refused)
+            self._refused += len(refused)
 
     def _sweep(self, buckets: int) -> None:
         """Makes room of what only workers held that are gone, a part of the table at a time."""
-        if self._unswept is None:
-            return
-        self._sets.forget(self._table.sweep(self._unswept, buckets, self._sets.struck))
-        self._unswept += buckets
-        if self._unswept >= self._table.buckets:
-            self._unswept = None
+        while buckets > 0 and self._unswept > 0:
+            count = min(buckets, self._table.buckets - self._broom)
+            self._sets.forget(self._table.sweep(self._broom, count, self._sets.struck))
+            self._broom = (self._broom + count) % self._table.buckets
+            self._unswept -= count
+            buckets -= count
 
 
 def _bit(slot: int, tier: Tier) -> int:
     return 1 << (slot * len(_TIERS) + _TIERS.index(tier))
+
+
+def _bits(mask: int) -> list[int]:
+    """The numbers of its bits."""
+    octets = np.frombuffer(mask.to_bytes(mask.bit_length() // 8 + 1, "little"), dtype=np.uint8)
+    found: list[int] = np.flatnonzero(np.unpackbits(octets, bitorder="little")).tolist()
+    return found
 
 
 def _keys(names: bytes) -> Keys:

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None:
         outcome.require_folder(options.json.parent)
     largest = Shape(options.entries)
-    shapes = [report.SMALL, report.MANY_WORKERS, report.MANY_TENANTS, largest]
+    shapes = [report.SMALL, report.MANY_WORKERS, report.ONE_TENANT, report.MANY_TENANTS, largest]
     watch = CpuWatch([])
     taken = measure(list(dict.fromkeys(shapes)), options.rounds, options.seed, outcome.say)
     judged = report.judgements(taken, largest)

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bench.directory.world import OWN, Shape, World, joined_names, worker_name
+from bench.directory.world import (
+    LENGTH,
+    OWN,
+    SHARED,
+    Shape,
+    World,
+    joined_names,
+    worker_name,
+)
 from kvstore.codec import decode, encode
 from kvstore.messages import Announce, Delta, Snapshot
 
@@ -22,10 +30,15 @@ _NEW = np.uint64(1 << 52)
 
 
 class Intake:
-    """The feed of one worker that stores and evicts by turns, and always holds a million blocks."""
+    """The feed of one worker that stores and evicts by turns, the oldest block first.
+
+    It always holds about a million, which nobody else does.
+    """
 
     def __init__(self) -> None:
-        self._world = World(Shape(_HELD, workers=1))
+        shape = Shape(_HELD, workers=1)
+        self._world = World(shape)
+        self._filled = shape.conversations * (LENGTH - SHARED)
         self._seq = 0
 
     def per_second(self, burst: int) -> float:
@@ -41,10 +54,13 @@ class Intake:
 
     def _changes(self) -> Iterator[Delta]:
         for _ in range(_MESSAGES):
-            numbers = np.arange(BLOCKS_A_MESSAGE, dtype=np.uint64)
-            numbers += np.uint64(self._seq // 2 * BLOCKS_A_MESSAGE)
+            first = self._seq // 2 * BLOCKS_A_MESSAGE
             stored = self._seq % 2 == 0
-            names = joined_names(numbers + (_NEW if stored else OWN))
+            if not stored and first < self._filled:
+                start = OWN + np.uint64(first)
+            else:
+                start = _NEW + np.uint64(first if stored else first - self._filled)
+            names = joined_names(start + np.arange(BLOCKS_A_MESSAGE, dtype=np.uint64))
             self._seq += 1
             added, removed = (names, b"") if stored else (b"", names)
             yield Delta(worker_name(0), "g", self._seq, "gpu", False, added, removed)

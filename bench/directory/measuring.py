@@ -12,23 +12,25 @@ import psutil
 from bench.directory.intake import BURST, Intake
 from bench.directory.world import Shape, World
 from bench.statistics import median
+from kvstore.index import Directory, Residency
 
-_PROMPTS = 64
+_PROMPTS = 512
 _TURNS = 50
 _LOOKUPS = 20
-"""Of one world before the next one's turn: enough to be at home in the processor's caches again,
-and few enough for all worlds to meet the same swings of the machine."""
+"""Of one world before the next one's turn: few, so that all meet the same swings of the machine."""
 
 
 @dataclass
 class Taken:
     """What a run has measured, round by round: seconds of a lookup, block operations per second.
 
-    ``intake`` by how many messages came together; ``memory``: bytes by which the process grew with
-    each world; ``entries``: what that holds.
+    ``each``: seconds of a lookup with every worker's figure read off. ``intake`` by how many
+    messages came together; ``memory``: bytes by which the process grew with each world;
+    ``entries``: what that holds.
     """
 
     lookups: dict[Shape, list[float]] = field(default_factory=dict)
+    each: dict[Shape, list[float]] = field(default_factory=dict)
     intake: dict[int, list[float]] = field(default_factory=dict)
     memory: dict[Shape, int] = field(default_factory=dict)
     entries: dict[Shape, int] = field(default_factory=dict)
@@ -42,12 +44,14 @@ def measure(shapes: Sequence[Shape], rounds: int, seed: int, say: Callable[[str]
     intake = Intake()
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        seconds: dict[Shape, list[float]] = {shape: [] for shape in prompts}
-        for _ in range(_TURNS):
-            for world in source.sample(worlds, len(worlds)):
-                seconds[world.shape] += _lookups(world, prompts[world.shape], source)
-        for shape, each in seconds.items():
-            taken.lookups.setdefault(shape, []).append(median(each))
+        for ask, kept in ((_grouped, taken.lookups), (_each, taken.each)):
+            seconds: dict[Shape, list[float]] = {shape: [] for shape in prompts}
+            for _ in range(_TURNS):
+                for world in source.sample(worlds, len(worlds)):
+                    chosen = source.choices(prompts[world.shape], k=_LOOKUPS)
+                    seconds[world.shape] += _lookups(world.directory, chosen, ask)
+            for shape, found in seconds.items():
+                kept.setdefault(shape, []).append(median(found))
         for burst in (BURST, 1):
             taken.intake.setdefault(burst, []).append(intake.per_second(burst))
     return taken
@@ -68,12 +72,21 @@ def _prompts(world: World, source: random.Random) -> list[list[bytes]]:
     return [world.prompt(one) for one in chosen]
 
 
-def _lookups(world: World, prompts: Sequence[list[bytes]], source: random.Random) -> list[float]:
-    """Seconds of some."""
+def _lookups(
+    directory: Directory, prompts: Sequence[list[bytes]], ask: Callable[[Residency], object]
+) -> list[float]:
+    """Seconds of each."""
     seconds = []
-    for _ in range(_LOOKUPS):
-        names = source.choice(prompts)
+    for names in prompts:
         began = time.perf_counter()
-        world.directory.held(names)
+        ask(directory.held(names))
         seconds.append(time.perf_counter() - began)
     return seconds
+
+
+def _grouped(found: Residency) -> object:
+    return found
+
+
+def _each(found: Residency) -> object:
+    return dict(found)

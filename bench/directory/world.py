@@ -1,7 +1,7 @@
 """A directory as full as one likes, with blocks that lie as conversations leave them.
 
 A conversation is 512 blocks: first its tenant's system prompt, which lies wherever one of that
-tenant's conversations does, then its own. Every eighth is held by two workers, and every sixteenth
+tenant's conversations does, then its own. One in eight is held by two workers, and one in sixteen
 has lost a block of its second half. Names are made from numbers, so that a world of 10**8 entries
 need not be remembered to be asked about.
 """
@@ -53,8 +53,12 @@ class Shape:
     def homes(self, conversation: int) -> tuple[int, ...]:
         """The workers that hold it."""
         home = conversation % self.workers
-        twice = conversation // self.workers % 8 == 0
+        twice = _chance(conversation) % 8 == 0
         return (home, (home + 1) % self.workers) if twice else (home,)
+
+    def has_hole(self, conversation: int) -> bool:
+        """Whether one of its blocks is nowhere."""
+        return _chance(conversation) // 8 % 16 == 0
 
 
 class World:
@@ -62,7 +66,7 @@ class World:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self.directory = Directory(_LEASE, 2 * shape.entries + (1 << 16))
+        self.directory = Directory(_LEASE)
         self.entries = 0
         for worker in range(shape.workers):
             self._fill(worker)
@@ -89,7 +93,7 @@ class World:
         for at in range(0, len(mine), 1024):
             chosen = np.array(mine[at : at + 1024], dtype=np.uint64)
             own = _own(chosen)
-            lost = (chosen // np.uint64(self.shape.workers)) % np.uint64(16) == 3
+            lost = [self.shape.has_hole(one) for one in mine[at : at + 1024]]
             own[lost, LENGTH // 2] = own[lost, 0]  # which it has twice then, instead of this one
             held.append(own.reshape(-1))
         numbers = np.concatenate(held)
@@ -105,6 +109,11 @@ class World:
         one = np.array([conversation], dtype=np.uint64)
         tenant = one % np.uint64(self.shape.tenants)
         return np.concatenate([_shared(tenant)[0], _own(one)[0]])
+
+
+def _chance(conversation: int) -> int:
+    """A number that a conversation has by chance."""
+    return conversation * 0x9E37_79B9_7F4A_7C15 % (1 << 64) >> 48
 
 
 def worker_name(worker: int) -> str:

@@ -3,10 +3,11 @@
 ``zmq+tcp://host:port`` is always CURVE: the listener lets in the roles it names and nobody else,
 the dialer insists on the listener's role. ``zmq+ipc:///path`` is plain, inside a folder that only
 our own user can enter. Every frame, queue and handshake is bounded, so a peer that is gone, hangs
-or lies costs a listener no more than its own connection. Dialers send heartbeats: they miss the
-answer of a listener that hangs, and a listener misses theirs (ZMTP's time to live). Nobody
-else does: libzmq 4.3.5 aborts the process when one is due on a connection that broke while its
-queue was full (``stream_engine_base.cpp``, ``!_io_error``).
+or lies costs a listener no more than its own connection. The kernel finds out about hosts that are
+gone (TCP keepalive). Dialers send heartbeats unless told otherwise: they miss the answer of a
+listener that hangs, and a listener misses theirs (ZMTP's time to live). Listeners send none: libzmq
+4.3.5 aborts the process when one is due on a connection that broke while its queue was full
+(``stream_engine_base.cpp``, ``!_io_error``).
 
 A message that arrived over CURVE carries the peer's role: ``frame.get("User-Id")``.
 """
@@ -35,6 +36,7 @@ HEARTBEAT_MS = 1000
 
 _HEARTBEAT_TIMEOUT_MS = 3000
 _HEARTBEAT_TTL_MS = 5000
+_KEEPALIVE_SECONDS = 3
 _RECONNECT_MS = 50
 _RECONNECT_MAX_MS = 1000
 _LONGEST_IPC_PATH = 107
@@ -239,6 +241,11 @@ def _bound(socket: zmq.Socket[Any], options: SocketOptions) -> None:
         (zmq.RCVHWM, options.receive_queue),
         (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
         (zmq.LINGER, 0),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.TCP_KEEPALIVE_IDLE, _KEEPALIVE_SECONDS),
+        (zmq.TCP_KEEPALIVE_INTVL, 1),
+        (zmq.TCP_KEEPALIVE_CNT, _KEEPALIVE_SECONDS),
+        (zmq.TCP_MAXRT, 2 * _KEEPALIVE_SECONDS * 1000),
     ):
         socket.setsockopt(option, value)
 

@@ -194,7 +194,7 @@ def test_who_takes_nothing_keeps_nobody_else_waiting(tmp_path: Path) -> None:
         greedy.send(encode(hostage.ready(LARGE, key)))
 
         def say_something() -> None:
-            while not over.wait(0.5):  # resets the other end's heartbeat timer
+            while not over.wait(0.5):  # it is there all the time
                 greedy.send(encode(Cancel(bytes(16))))
 
         alive = threading.Thread(target=say_something)

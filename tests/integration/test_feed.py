@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
+import zmq.asyncio
 from vllm.distributed.kv_events import (
     AllBlocksCleared,
     BlockRemoved,
@@ -24,12 +26,14 @@ from vllm.distributed.kv_events import (
 )
 
 from kvstore.cluster import Addresses, Dram, Ship, WorkerSettings
+from kvstore.codec import encode
 from kvstore.credentials import Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import PROTOCOL_VERSION, Announce, Role
+from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot
 from kvstore.relay import Relay, replay_endpoint
+from kvstore.transport.sockets import listen
 
 HASHES = [bytes([i]) * 32 for i in range(200)]
 NAMES = [block[:16] for block in HASHES]
@@ -360,5 +364,45 @@ def test_a_client_without_our_keys_hears_nothing(
         async with following(feed, stranger) as directory:
             await asyncio.sleep(1.5)
             assert directory.workers("prefill") == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("joined", [b"abc", bytes(24)])
+def test_names_that_are_none_cost_nothing_but_their_message(
+    run_dir: Path, credentials: Credentials, joined: bytes
+) -> None:
+    """Neither the feeds of other workers nor what is known of this one."""
+    uri = f"zmq+ipc://{run_dir}/liar.feed"
+
+    async def scenario() -> None:
+        context = zmq.asyncio.Context()
+        liar = listen(context, uri, "prefill", frozenset({"proxy"}), credentials)
+        directory = Directory(600.0)
+        client = FeedClient({uri: "prefill"}, credentials, "proxy-0", directory)
+        task = asyncio.create_task(client.run())
+        peer, _ = await liar.recv_multipart()
+        announce = Announce(
+            PROTOCOL_VERSION, "w", "prefill", "g0", "ready", "m", "", "", "", 32, 8192, 100, 0
+        )
+        told: list[Announce | Snapshot | Delta] = [
+            announce,
+            Snapshot("w", "g0", 0, 0, 1, "gpu", NAMES[0]),
+            Snapshot("w", "g0", 1, 0, 1, "gpu", joined),
+            Delta("w", "g0", 1, "gpu", False, joined, b""),
+            Delta("w", "g0", 1, "gpu", False, NAMES[1], joined),
+            Delta("w", "g0", 1, "gpu", False, NAMES[1], b""),
+        ]
+        for message in told:
+            await liar.send_multipart([peer, encode(message)])
+        try:
+            await until(lambda: held(directory) == 2)
+            assert client.dropped == 3
+            assert not task.done()
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            context.destroy(linger=0)
 
     asyncio.run(scenario())

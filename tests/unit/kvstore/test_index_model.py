@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kvstore import index
 from kvstore.index import Directory, Held
 from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Tier
 
-NAMES = [bytes([at]) * 16 for at in range(10)]
+NAMES = [hashlib.sha256(bytes([at])).digest()[:16] for at in range(60)]
 WORKERS = [f"w{at}" for at in range(6)]
 TIERS: list[Tier] = ["gpu", "dram"]
 LEASE = 10.0
 
-BLOCKS = st.sets(st.integers(0, len(NAMES) - 1))
+BLOCKS = st.sets(st.integers(0, 9) | st.integers(0, len(NAMES) - 1), max_size=20)
 Message = Announce | Snapshot | Delta
 
 
@@ -90,6 +93,24 @@ class Plain:
         }
 
 
+def announced(worker: str, generation: str = "g", seq: int = 0) -> Announce:
+    return Announce(
+        version=PROTOCOL_VERSION,
+        worker=worker,
+        role="prefill",
+        generation=generation,
+        state="ready",
+        model="m",
+        http="unix:/x",
+        ship="zmq+ipc:///x",
+        fingerprint="",
+        block_size=32,
+        max_model_len=8192,
+        capacity_blocks=100,
+        seq=seq,
+    )
+
+
 def cut(joined: bytes) -> set[bytes]:
     return {joined[at : at + 16] for at in range(0, len(joined), 16)}
 
@@ -117,23 +138,7 @@ class Directories(RuleBasedStateMachine):
     def announce(self, worker: str, generation: str, ahead: bool) -> None:
         known = self.plain.workers.get(worker)
         seq = (known.seq or 0) + ahead if known else 0
-        self.send(
-            Announce(
-                version=PROTOCOL_VERSION,
-                worker=worker,
-                role="prefill",
-                generation=generation,
-                state="ready",
-                model="m",
-                http="unix:/x",
-                ship="zmq+ipc:///x",
-                fingerprint="",
-                block_size=32,
-                max_model_len=8192,
-                capacity_blocks=100,
-                seq=seq,
-            )
-        )
+        self.send(announced(worker, generation, seq))
 
     @rule(
         worker=st.sampled_from(WORKERS),
@@ -195,7 +200,7 @@ class Directories(RuleBasedStateMachine):
         self.subject.apply_all(self.burst, self.now)
         self.burst = []
 
-    @rule(order=st.permutations(range(len(NAMES))), count=st.integers(0, len(NAMES)))
+    @rule(order=st.permutations(range(10)) | st.permutations(range(30)), count=st.integers(0, 30))
     def look_up(self, order: list[int], count: int) -> None:
         self.arrive()
         names = [NAMES[at] for at in order[:count]]
@@ -217,6 +222,22 @@ class Directories(RuleBasedStateMachine):
         self.now += 2 * LEASE
         self.subject.expire(self.now)
         assert len(self.subject) == 0
+
+
+@pytest.fixture(autouse=True)
+def swept_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gone lingers, and table and sets change under the broom."""
+    monkeypatch.setattr(index, "_SWEPT_AT_ONCE", 2)
+
+
+def test_what_is_one_too_many_is_not_held() -> None:
+    directory = Directory(LEASE, max_blocks=6)
+    directory.apply(announced("w0"), 0.0)
+    directory.apply(Snapshot("w0", "g", 0, 0, 1, "gpu", joined(set(range(9)))), 0.0)
+    assert directory.blocks("w0", "gpu") == 6
+    assert directory.refused == 3
+    directory.apply(Delta("w0", "g", 1, "gpu", False, b"", joined(set(range(9)))), 0.0)
+    assert (directory.blocks("w0", "gpu"), len(directory)) == (0, 0)
 
 
 TestDirectories = Directories.TestCase
