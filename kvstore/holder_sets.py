@@ -7,8 +7,6 @@ is gone is struck out of every set at once, wherever its number stands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +18,8 @@ EMPTY = 0
 class HolderSets:
     """At most ``limit`` sets; a set beyond it is the empty one. For one thread.
 
-    The numbers given out are counted: whoever keeps one for a block says so with ``moved``.
+    How many blocks carry a number is counted: ``changed`` gives each another one, ``forget`` says
+    that a block is gone.
     """
 
     def __init__(self, limit: int) -> None:
@@ -38,11 +37,6 @@ class HolderSets:
     def mask(self, number: int) -> int:
         """The set's bits."""
         return self._masks[number]
-
-    @property
-    def masks(self) -> Sequence[int]:
-        """Every set's bits by its number."""
-        return self._masks
 
     @property
     def struck(self) -> npt.NDArray[np.bool_]:

@@ -315,7 +315,8 @@ class PrefillScheduling:
         tracked.opened = True
         blocks = -(-len(tracked.key.tokens) // self._block_size)
         prompt = Prompt(tracked.key.salt, prompt_digest(tracked.key.tokens), blocks)
-        stop = tracked.local // self._block_size if tracked.only_ships else blocks
+        only_ships = tracked.stage is Stage.SHIPPING
+        stop = tracked.local // self._block_size if only_ships else blocks
         self._orders.openings.append(
             Opening(tracked.transfer, request, prompt, tracked.lease_until, stop)
         )

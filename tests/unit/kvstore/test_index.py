@@ -14,29 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kvstore import relay_core
 from kvstore.engine_events import Cleared, Removed, Stored
 from kvstore.index import Directory, Held
-from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Subscribe
+from kvstore.messages import PROTOCOL_VERSION, Delta, Snapshot, Subscribe
 from kvstore.relay_core import RelayCore, Told
+from tests.support.announcing import announce
 
 NAMES = [bytes([i]) * 16 for i in range(12)]
 LEASE = 3.0
-
-
-def announce(worker: str = "prefill-0", generation: str = "g0", seq: int = 0) -> Announce:
-    return Announce(
-        version=PROTOCOL_VERSION,
-        worker=worker,
-        role="prefill",
-        generation=generation,
-        state="ready",
-        model="m",
-        http="unix:/x",
-        ship="zmq+ipc:///x",
-        fingerprint="",
-        block_size=32,
-        max_model_len=8192,
-        capacity_blocks=100,
-        seq=seq,
-    )
 
 
 def warm(directory: Directory, held: list[bytes], worker: str = "prefill-0", seq: int = 0) -> None:

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvstore import index
 from kvstore.index import Directory, Held
-from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Tier
+from kvstore.messages import Announce, Delta, Snapshot, Tier
+from tests.support.announcing import announce
 
 NAMES = [hashlib.sha256(bytes([at])).digest()[:16] for at in range(60)]
 WORKERS = [f"w{at}" for at in range(3)]
@@ -93,24 +94,6 @@ class Plain:
         }
 
 
-def announced(worker: str, generation: str = "g", seq: int = 0) -> Announce:
-    return Announce(
-        version=PROTOCOL_VERSION,
-        worker=worker,
-        role="prefill",
-        generation=generation,
-        state="ready",
-        model="m",
-        http="unix:/x",
-        ship="zmq+ipc:///x",
-        fingerprint="",
-        block_size=32,
-        max_model_len=8192,
-        capacity_blocks=100,
-        seq=seq,
-    )
-
-
 def cut(joined: bytes) -> set[bytes]:
     return {joined[at : at + 16] for at in range(0, len(joined), 16)}
 
@@ -138,7 +121,7 @@ class Directories(RuleBasedStateMachine):
     def announce(self, worker: str, generation: str, ahead: bool) -> None:
         known = self.plain.workers.get(worker)
         seq = (known.seq or 0) + ahead if known else 0
-        self.send(announced(worker, generation, seq))
+        self.send(announce(worker, generation, seq))
 
     @rule(
         worker=st.sampled_from(WORKERS),
@@ -240,7 +223,7 @@ def swept_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_one_too_many_is_not_held() -> None:
     directory = Directory(LEASE, max_blocks=6)
-    directory.apply(announced("w0"), 0.0)
+    directory.apply(announce("w0", "g"), 0.0)
     directory.apply(Snapshot("w0", "g", 0, 0, 1, "gpu", joined(set(range(9)))), 0.0)
     assert directory.blocks("w0", "gpu") == 6
     assert directory.refused == 3
