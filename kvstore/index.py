@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore.block_table import ABSENT, BlockTable, Keys
 from kvstore.blockhash import NAME_BYTES
@@ -45,14 +46,25 @@ class Held(NamedTuple):
 class Residency(Mapping[str, Held]):
     """How far each live worker holds one prompt; to be read before the directory changes."""
 
-    def __init__(self, ends: Sequence[tuple[int, int]], slots: Mapping[str, int]) -> None:
-        """``ends``: by growing length, the holders whose prefix has it."""
+    def __init__(
+        self, ends: Sequence[tuple[int, int]], slots: Mapping[str, int], room: int
+    ) -> None:
+        """``ends``: by growing length, the holders whose prefix has it; ``slots`` below ``room``."""
         self._ends = ends
         self._slots = slots
+        self._room = room
 
     def __getitem__(self, worker: str) -> Held:
         first = self._slots[worker] * len(_TIERS)
         return Held(*(self._lengths.get(first + at, 0) for at in range(len(_TIERS))))
+
+    def by_slot(self) -> npt.NDArray[np.int64]:
+        """Blocks of shape (slots, tiers), the tiers as in ``Tier``; see :meth:`Directory.slots`."""
+        lengths = np.zeros(self._room * len(_TIERS), dtype=np.int64)
+        for length, holders in self._ends:
+            if length:
+                lengths[_bits(holders)] = length
+        return lengths.reshape(-1, len(_TIERS))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slots)
@@ -176,7 +188,11 @@ class Directory:
             if not holders:
                 break
         ends.append((len(names), holders))
-        return Residency(ends, self._slots)
+        return Residency(ends, self._slots, len(self._slots) + len(self._spare))
+
+    def slots(self, workers: Sequence[Announce]) -> npt.NDArray[np.intp]:
+        """Where the figures of live ``workers`` stand in :meth:`Residency.by_slot`, till one goes."""
+        return np.array([self._slots[worker.worker] for worker in workers], dtype=np.intp)
 
     def blocks(self, worker: str, tier: Tier) -> int:
         """How many blocks ``worker`` is known to hold in ``tier``."""

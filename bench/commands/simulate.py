@@ -1,0 +1,159 @@
+"""``kvferry bench simulate``: the proxy's steering, on a trace, with engines that keep time."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from bench import environment
+from bench.commands import outcome
+from bench.load import traces
+from bench.load.errors import BadLoad
+from bench.result import CommandResult
+from bench.simulation import fitted, report
+from bench.simulation.outcome import Outcome, oracle
+from bench.simulation.prompts import Prompt, prompts
+from bench.simulation.replaying import OURS, POLICIES, Faults, replay
+from bench.simulation.report import Replays
+from bench.simulation.world import Settings
+
+EXAMPLE = "kvferry bench simulate --trace mooncake_conversation.jsonl --workers 8 --blocks 4000"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """See Command."""
+    parser.add_argument("--trace", type=Path, required=True, metavar="FILE", help="Mooncake's")
+    parser.add_argument("--workers", type=int, default=8, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=4000,
+        metavar="B",
+        help="of 512 tokens, in each worker's cache (%(default)s)",
+    )
+    parser.add_argument(
+        "--tenants", type=int, default=1, metavar="T", help="that sessions are dealt to"
+    )
+    parser.add_argument(
+        "--policy", choices=POLICIES, action="append", help="this one alone; may be repeated"
+    )
+    parser.add_argument(
+        "--utilization",
+        type=float,
+        default=0.8,
+        metavar="PART",
+        help="of the capacity that an infinite cache would leave (%(default)s)",
+    )
+    parser.add_argument("--untimed", action="store_true", help="placement alone: nothing waits")
+    parser.add_argument(
+        "--engine", type=Path, metavar="FILE", help="a result of bench calibrate: how fast it is"
+    )
+    faults = parser.add_argument_group("faults, for kvferry's own steering")
+    faults.add_argument(
+        "--lost", type=float, default=0.0, metavar="PART", help="of the feeds' messages"
+    )
+    faults.add_argument(
+        "--restart-every", type=float, metavar="SECONDS", help="one worker loses all it holds"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of engines' jitter (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the result's files")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the result alone")
+
+
+def run(options: argparse.Namespace) -> int:
+    """0: every bound kept; 1: one was not."""
+    _check(options)
+    folder = options.out or outcome.folder_for("simulate")
+    outcome.require_folder(folder)
+    if options.json is not None:
+        outcome.require_folder(options.json.parent)
+    asked = prompts(traces.read(options.trace), options.tenants)
+    found = _replays(options, asked)
+    told = report.metrics(found)
+    held = report.bounds(found, len(asked))
+    judged = report.verdict(told, held)
+    result = CommandResult(
+        command="simulate",
+        verdict=judged,
+        metrics=told,
+        detail=report.detail(found),
+        settings={
+            "trace": options.trace.name,
+            "requests": len(asked),
+            "workers": options.workers,
+            "blocks": options.blocks,
+            "tenants": options.tenants,
+            "utilization": None if options.untimed else options.utilization,
+            "engine": fitted.read(options.engine).metrics(),
+            "lost": options.lost,
+            "restart_every": options.restart_every,
+            "seed": options.seed,
+        },
+        environment=environment.describe(),
+    )
+    subtitle = (
+        f"{options.trace.name}, {len(asked)} requests, {options.workers} workers with "
+        f"{options.blocks} blocks each, tenants: {options.tenants}"
+    )
+    document = report.document(found, told, held, judged, subtitle)
+    return outcome.deliver_document(result, document, folder, options.json)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if min(options.workers, options.blocks, options.tenants) < 1:
+        raise BadLoad("--workers, --blocks and --tenants are 1 at least")
+    if not 0 < options.utilization < 1:
+        raise BadLoad(f"--utilization is between 0 and 1, not {options.utilization:g}")
+    if not 0 <= options.lost < 1:
+        raise BadLoad(f"--lost is from 0 to below 1, not {options.lost:g}")
+    if options.restart_every is not None and (
+        options.untimed or options.workers < 2 or options.restart_every <= 0
+    ):
+        raise BadLoad("--restart-every is above 0 seconds, of 2 workers at least, and not untimed")
+
+
+def _replays(options: argparse.Namespace, asked: list[Prompt]) -> Replays:
+    engine = fitted.read(options.engine)
+    infinite = oracle(asked, engine.curve)
+    stretch = None
+    if not options.untimed:
+        span = max(asked[-1].at, 1e-9)
+        stretch = infinite.seconds / (options.workers * options.utilization) / span
+    faults = Faults(options.lost, options.restart_every)
+    calm = Settings(
+        workers=options.workers,
+        blocks=options.blocks,
+        curve=engine.curve,
+        spread=engine.spread,
+        stretch=stretch,
+        seed=options.seed,
+    )
+    settings = replace(calm, restart_every=options.restart_every)
+    policies = tuple(dict.fromkeys(options.policy or ((OURS,) if faults else POLICIES)))
+    if faults and policies != (OURS,):
+        raise BadLoad(f"faults are for --policy {OURS} alone")
+    outcomes: dict[str, Outcome] = {}
+    for policy in policies:
+        outcome.say(f"{policy}: {len(asked)} requests")
+        outcomes[policy] = replay(policy, asked, settings, options.lost)
+    undisturbed = unscoped = None
+    if faults:
+        outcome.say("without faults")
+        undisturbed = replay(OURS, asked, calm, 0.0)
+    if options.tenants > 1 and OURS in policies:
+        outcome.say("of a single tenant")
+        single = prompts(traces.read(options.trace), 1)
+        unscoped = replay(OURS, single, settings, options.lost)
+    return Replays(
+        oracle=infinite,
+        outcomes=outcomes,
+        workers=options.workers,
+        blocks=options.blocks,
+        tenants=options.tenants,
+        timed=not options.untimed,
+        faults=faults,
+        stretch=stretch,
+        unscoped=unscoped,
+        undisturbed=undisturbed,
+    )

@@ -1,0 +1,1 @@
+"""Replays a trace through the proxy's own steering, with engines that only keep time."""

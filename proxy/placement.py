@@ -1,0 +1,86 @@
+"""Which waiting prompts go to which workers now. Pure: a function of one moment's figures.
+
+Prompts are looked at in their order. Each is meant for the worker where it costs least: the work
+that lies before it there, plus the seconds of computing it there, several times over, because
+computing what another worker holds takes capacity, and cache, from all. Where that worker has no
+room the prompt stays, and counts there as work that lies before the next ones: later it may be
+meant for another worker, but nobody takes its place by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+class Placement(NamedTuple):
+    """The prompt of ``row`` goes to the worker at ``position``."""
+
+    row: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What is known of workers, by position.
+
+    ``work``: seconds that it will still compute what it was given, ``given`` prompts. ``uneven``:
+    what else speaks against it, in seconds, because it computed more than others of late.
+    """
+
+    work: Floats
+    given: Counts
+    uneven: Floats
+
+
+@dataclass(frozen=True)
+class Terms:
+    """``price``: what a second of computing is worth in seconds of waiting. ``lead``: seconds of
+    work that a worker may have left when it is given more; ``most``: prompts that it is given at
+    most. ``patience``: seconds that a prompt may wait longer where it is held than anywhere else.
+    """
+
+    price: float
+    lead: float
+    most: int
+    patience: float
+
+    def room(self, workers: Workers) -> npt.NDArray[np.bool_]:
+        """Who may be given more now."""
+        room: npt.NDArray[np.bool_] = (workers.work <= self.lead) & (workers.given < self.most)
+        return room
+
+
+def place(seconds: Floats, workers: Workers, terms: Terms) -> Sequence[Placement]:
+    """Who goes where now.
+
+    ``seconds``, of shape (prompts in their order, workers), is what computing takes where;
+    infinite: it cannot be done there.
+    """
+    room = terms.room(workers)
+    left, placed = int(room.sum()), []
+    work, given = workers.work.copy(), workers.given.copy()
+    before = workers.work + workers.uneven
+    for row, cost in enumerate(seconds):
+        if not left:
+            break
+        fair = before <= float((before + cost).min()) + terms.patience
+        position = int(np.argmin(np.where(fair, before + terms.price * cost, np.inf)))
+        if not np.isfinite(cost[position]):
+            continue
+        before[position] += cost[position]
+        if not room[position]:
+            continue
+        placed.append(Placement(row, position))
+        work[position] += cost[position]
+        given[position] += 1
+        room[position] = work[position] <= terms.lead and given[position] < terms.most
+        left -= not room[position]
+    return placed

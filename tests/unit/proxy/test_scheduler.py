@@ -1,0 +1,289 @@
+"""What waits is given to somebody, once, in time; whatever workers do meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvstore.curves import PrefillCurve
+from kvstore.index import Directory
+from kvstore.messages import Snapshot
+from proxy.scheduler import Given, Policy, Prompt, Scheduler, Waiting
+from tests.support.announcing import announce
+
+CURVE = PrefillCurve(0.0, 0.001, 0.0)
+"""A block of 100 tokens takes 0.1 s."""
+
+BLOCK = 100
+POLICY = Policy()
+
+
+def names(blocks: Sequence[int], tenant: str = "a") -> list[bytes]:
+    """Chained, as block hashes are."""
+    return [
+        hashlib.sha256(f"{tenant}{list(blocks[: at + 1])}".encode()).digest()[:16]
+        for at in range(len(blocks))
+    ]
+
+
+def prompt(blocks: Sequence[int], tenant: str = "a", tail: int = 10) -> Prompt:
+    return Prompt(tenant, len(blocks) * BLOCK + tail, BLOCK, names(blocks, tenant))
+
+
+class Fleet:
+    """Workers as their feeds tell of them."""
+
+    def __init__(self, *workers: str) -> None:
+        self.directory = Directory(lease_seconds=1e9)
+        self.scheduler = Scheduler(self.directory, CURVE, POLICY)
+        self.changes = itertools.count()
+        for worker in workers:
+            self.holds(worker, [])
+
+    def holds(self, worker: str, held: Sequence[bytes], generation: str = "g0") -> None:
+        seq = next(self.changes)
+        self.directory.apply(announce(worker, generation, seq), 0.0)
+        self.directory.apply(Snapshot(worker, generation, seq, 0, 1, "gpu", b"".join(held)), 0.0)
+
+    def told(self, worker: str, **fields: object) -> None:
+        message = msgspec.structs.replace(announce(worker), **fields)
+        self.directory.apply(message, 0.0)
+
+    def enter(self, blocks: Sequence[int], now: float = 0.0, tenant: str = "a") -> Waiting:
+        return self.scheduler.enter(prompt(blocks, tenant), now)
+
+    def decide(self, now: float = 0.0) -> list[tuple[str, int]]:
+        """Who is given something, thought to hold how much of it."""
+        return [(given.worker.worker, given.held) for _, given in self.scheduler.decide(now)]
+
+
+def test_a_prompt_goes_where_its_beginning_is_held() -> None:
+    fleet = Fleet("w0", "w1", "w2")
+    fleet.holds("w1", names([1, 2, 3]))
+    fleet.enter([1, 2, 3, 4])
+    assert fleet.decide() == [("w1", 300)]
+
+
+def test_the_last_token_is_computed_even_where_all_is_held() -> None:
+    fleet = Fleet("w0")
+    fleet.holds("w0", names([1, 2]))
+    fleet.scheduler.enter(prompt([1, 2], tail=0), 0.0)
+    assert fleet.decide() == [("w0", 199)]
+
+
+def test_what_is_being_computed_counts_as_held_there() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.enter([1, 2])
+    ((first, _),) = fleet.decide()
+    fleet.enter([1, 2, 3], 0.15)
+    assert fleet.decide(0.15) == []  # meant for the same worker, which has no room yet
+    assert fleet.decide(0.2) == [(first, 200)]
+
+
+def test_what_failed_is_not_held() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.enter([1, 2])
+    ((_, given),) = fleet.scheduler.decide(0.0)
+    fleet.scheduler.ended(given, 0.1, computed=False)
+    fleet.enter([1, 2, 3], 0.1)
+    assert [held for _, held in fleet.decide(0.1)] == [0]
+
+
+def test_what_was_computed_is_held_until_the_feed_had_time_to_say_so() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.enter([1, 2])
+    ((_, given),) = fleet.scheduler.decide(0.0)
+    fleet.scheduler.ended(given, 0.2, computed=True)
+    fleet.enter([1, 2, 3], 0.3)
+    ((worker, held),) = fleet.decide(0.3)
+    assert (worker, held) == (given.worker.worker, 200)
+    later = 0.3 + POLICY.lingers + 10.0
+    fleet.scheduler.decide(later)  # the second one is under way and counts for itself
+    fleet.enter([1, 2, 9], later)
+    assert [held for _, held in fleet.decide(later)] in ([200], [])
+
+
+def test_another_tenants_prompt_is_not_the_same() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.holds("w1", names([1, 2, 3], "a"))
+    fleet.enter([1, 2, 3], tenant="b")
+    assert [held for _, held in fleet.decide()] == [0]
+
+
+def test_for_one_that_waits_holdings_are_looked_up_again() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.holds("w0", names(list(range(9))))
+    fleet.enter([*range(9), 70, 71, 72])
+    assert fleet.decide() == [("w0", 900)]
+    fleet.enter([*range(9), 50, 51])
+    assert fleet.decide(0.001) == []  # waits for the worker that holds it
+    fleet.holds("w1", names([*range(9), 50, 51]))
+    assert fleet.decide(0.002) == []
+    assert fleet.decide(0.005 + POLICY.stale) == [("w1", 1100)]
+
+
+def test_draining_and_lost_workers_are_given_nothing() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.holds("w0", names([1, 2, 3]))
+    fleet.told("w0", state="draining")
+    fleet.enter([1, 2, 3])
+    assert fleet.decide() == [("w1", 0)]
+
+
+def test_nobody_is_ready_and_then_somebody_is() -> None:
+    fleet = Fleet()
+    fleet.enter([1, 2])
+    assert fleet.decide() == []
+    fleet.holds("w0", [])
+    assert fleet.decide(1.0) == [("w0", 0)]
+
+
+def test_one_that_was_withdrawn_goes_nowhere() -> None:
+    fleet = Fleet("w0")
+    waiting = fleet.enter([1])
+    fleet.scheduler.withdraw(waiting)
+    fleet.scheduler.withdraw(waiting)
+    assert fleet.decide() == []
+
+
+def test_it_tells_when_a_worker_can_take_the_next() -> None:
+    fleet = Fleet("w0")
+    fleet.enter([1, 2])
+    fleet.enter([3, 4])
+    assert fleet.scheduler.wakes(0.0) is None
+    fleet.decide()
+    wakes = fleet.scheduler.wakes(0.0)
+    assert wakes == pytest.approx(0.21 - POLICY.lead)
+    assert fleet.decide(wakes - 0.001) == []
+    assert fleet.decide(wakes + 0.001) == [("w0", 0)]
+    assert fleet.scheduler.wakes(0.0) is None
+
+
+def test_a_quiet_tenant_does_not_wait_behind_a_flood() -> None:
+    fleet = Fleet("w0")
+    for at in range(30):
+        fleet.enter([at], tenant="loud")
+    fleet.enter([1], now=0.001, tenant="quiet")
+    order, now = [], 0.001
+    while len(fleet.scheduler):
+        for waiting, given in fleet.scheduler.decide(now):
+            order.append(waiting.prompt.tenant)
+            fleet.scheduler.ended(given, now, computed=True)
+    assert order.index("quiet") <= 2
+
+
+def test_one_that_returns_empty_is_not_run_over() -> None:
+    """Its load of late counts as that of the least busy one, not as none."""
+    fleet = Fleet("w0", "w1")
+    now = 0.0
+    for at in range(200):
+        fleet.enter([1000 + at] * 20, now)
+        for _, given in fleet.scheduler.decide(now):
+            fleet.scheduler.ended(given, now, computed=True)
+        now += 1.0
+    fleet.holds("w2", [])
+    chosen = []
+    for at in range(30):
+        fleet.enter([5000 + at] * 20, now)
+        for _, given in fleet.scheduler.decide(now):
+            chosen.append(given.worker.worker)
+            fleet.scheduler.ended(given, now, computed=True)
+        now += 1.0
+    assert 5 <= chosen.count("w2") <= 15
+
+
+class Schedulers(RuleBasedStateMachine):
+    """Against what must hold of any schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fleet = Fleet("w0")
+        self.now = 0.0
+        self.live = {"w0": "g0"}
+        self.draining: set[str] = set()
+        self.waiting: dict[int, Waiting] = {}
+        self.given: dict[int, Given] = {}
+        self.ever: set[int] = set()
+
+    @rule(
+        blocks=st.lists(st.integers(min_value=0, max_value=1), max_size=6),
+        tenant=st.sampled_from("ab"),
+    )
+    def enter(self, blocks: list[int], tenant: str) -> None:
+        waiting = self.fleet.enter(blocks, self.now, tenant)
+        assert waiting.key not in self.ever
+        self.ever.add(waiting.key)
+        self.waiting[waiting.key] = waiting
+
+    @rule()
+    def decide(self) -> None:
+        for waiting, given in self.fleet.scheduler.decide(self.now):
+            assert self.waiting.pop(waiting.key) is waiting
+            assert waiting.key == given.key
+            assert self.live[given.worker.worker] == given.worker.generation
+            assert given.worker.worker not in self.draining
+            self.given[given.key] = given
+
+    @rule(seconds=st.sampled_from([0.001, 0.1, 1.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), computed=st.booleans(), twice=st.booleans())
+    def ended(self, data: st.DataObject, computed: bool, twice: bool) -> None:
+        given = self.given.pop(data.draw(st.sampled_from(sorted(self.given))))
+        for _ in range(1 + twice):
+            self.fleet.scheduler.ended(given, self.now, computed=computed)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.fleet.scheduler.withdraw(self.waiting.pop(key))
+
+    @rule(worker=st.sampled_from(["w0", "w1", "w2"]), generation=st.sampled_from(["g0", "g1"]))
+    def starts(self, worker: str, generation: str) -> None:
+        self.fleet.holds(worker, [], generation)
+        self.live[worker] = generation
+        self.draining.discard(worker)
+
+    @rule(worker=st.sampled_from(["w0", "w1", "w2"]))
+    def drains(self, worker: str) -> None:
+        if worker in self.live:
+            self.fleet.told(worker, generation=self.live[worker], state="draining")
+            self.draining.add(worker)
+
+    @invariant()
+    def nobody_is_given_too_much(self) -> None:
+        for given in self.fleet.scheduler._fleet.given:
+            assert len(given) <= POLICY.most
+
+    @invariant()
+    def it_counts_what_waits(self) -> None:
+        assert len(self.fleet.scheduler) == len(self.waiting)
+
+    def teardown(self) -> None:
+        """Whatever came before: with a worker that answers, all are served, and nothing is left."""
+        self.starts("w0", "g9")
+        for _ in range(2 * len(self.ever) + 2):
+            self.now += 10.0
+            self.decide()
+            for given in self.given.values():
+                self.fleet.scheduler.ended(given, self.now, computed=True)
+            self.given.clear()
+        assert not self.waiting
+        self.now += 10.0
+        self.decide()
+        scheduler = self.fleet.scheduler
+        assert len(scheduler._promised) == 0
+        assert not scheduler._turns._waiting
+        assert not any(scheduler._fleet.given)
+
+
+TestSchedulers = Schedulers.TestCase
