@@ -49,7 +49,7 @@ class Residency(Mapping[str, Held]):
     def __init__(
         self, ends: Sequence[tuple[int, int]], slots: Mapping[str, int], room: int
     ) -> None:
-        """``ends``: by growing length, the holders whose prefix has it; ``slots`` below ``room``."""
+        """``ends``: by growing length, whose prefix has it. Slots are below ``room``."""
         self._ends = ends
         self._slots = slots
         self._room = room
@@ -191,7 +191,7 @@ class Directory:
         return Residency(ends, self._slots, len(self._slots) + len(self._spare))
 
     def slots(self, workers: Sequence[Announce]) -> npt.NDArray[np.intp]:
-        """Where the figures of live ``workers`` stand in :meth:`Residency.by_slot`, till one goes."""
+        """Where live ``workers`` stand in :meth:`Residency.by_slot`, until one of them goes."""
         return np.array([self._slots[worker.worker] for worker in workers], dtype=np.intp)
 
     def blocks(self, worker: str, tier: Tier) -> int:

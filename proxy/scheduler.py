@@ -26,8 +26,8 @@ from proxy.turns import Turns
 
 _USUAL_SHARE = 0.01
 """Of a new prompt in what is usual."""
-_LEAST_AGE = 10.0
-"""Seconds from which on the part of the time that workers were busy means something."""
+_LEAST_AGE = 25.0
+"""From so many usual prompts on, the part of the time that workers were busy means something."""
 _MOST_BUSY = 0.9
 
 
@@ -35,23 +35,23 @@ _MOST_BUSY = 0.9
 class Policy:
     """How prompts are weighed against each other.
 
-    ``lead`` (seconds) and ``most``: see :class:`proxy.placement.Terms`. ``patience`` is the same as
-    there, in prompts of usual length. A second of computing is worth one of waiting where workers
-    are idle; where they are busy for a part r of the time, ``crowded`` times r / (1 - r) more: that
-    is how many others it delays. ``uneven``: what speaks against a worker for each
-    second that it computed more than the least busy one within the last ``lately`` seconds.
-    ``size``: seconds by which a prompt stands behind later ones for each second that it takes, which
-    count up to ``size_most`` times the usual. ``window``: prompts looked at. ``stale``: seconds
-    after which the workers' holdings are looked up again for one that waits. ``lingers``: seconds
-    after its end for which a prompt counts as held though the feed does not tell of it yet.
+    ``lead`` (seconds) and ``most``: see :class:`proxy.placement.Terms`; ``patience`` too, but here
+    it is in prompts of usual length, as is ``lately``. A second of computing is worth one of
+    waiting where workers are idle; where they are busy for a part r of the time, ``crowded`` times
+    r / (1 - r) more: that is how many others it delays. ``uneven``: what speaks against a worker
+    for each second that it computed more than the least busy one ``lately``. ``size``: seconds by
+    which a prompt stands behind later ones for each second that it takes, which count up to
+    ``size_most`` times the usual. ``window``: prompts looked at. ``stale``: seconds after which the
+    workers' holdings are looked up again for one that waits. ``lingers``: seconds after its end for
+    which a prompt counts as held though the feed does not tell of it yet.
     """
 
-    crowded: float = 2.0
+    crowded: float = 2.5
     lead: float = 0.02
     most: int = 8
     patience: float = 10.0
     uneven: float = 0.02
-    lately: float = 300.0
+    lately: float = 750.0
     size: float = 3.0
     size_most: float = 1.25
     window: int = 64
@@ -158,8 +158,8 @@ class Scheduler:
         self._update_fleet()
         chain = b"".join(prompt.names)
         held, seconds = self._look_up(prompt, chain)
-        least = float(seconds.min(initial=math.inf))
-        least = least if math.isfinite(least) else self._usual
+        nothing_held = self._curve.seconds(float(prompt.tokens), 0.0)
+        least = min(nothing_held, float(seconds.min(initial=math.inf)))
         self._usual += _USUAL_SHARE * (least - self._usual) if self._usual else least
         policy = self._policy
         turn = self._turns.next(prompt.tenant, least / max(1, len(self._fleet.workers)), now)
@@ -202,9 +202,7 @@ class Scheduler:
             given=np.array([len(given) for given in fleet.given], dtype=np.int64),
             uneven=policy.uneven * (fleet.lately - fleet.lately.min()),
         )
-        terms = Terms(
-            self._price(now), policy.lead, policy.most, policy.patience * self._usual
-        )
+        terms = Terms(self._price(now), policy.lead, policy.most, policy.patience * self._usual)
         if not terms.room(workers).any():
             return []
         first = heapq.nsmallest(policy.window, self._waiting.values(), key=lambda one: one.order)
@@ -245,15 +243,18 @@ class Scheduler:
         return held, self._curve.seconds(new, held.astype(np.float64))
 
     def _price(self, now: float) -> float:
-        lately = self._policy.lately
-        age = max(_LEAST_AGE, now - self._began)
+        """What a second of computing is worth in seconds of waiting."""
+        lately = self._policy.lately * self._usual
+        age = max(_LEAST_AGE * self._usual, now - self._began)
         busy = float(self._fleet.lately.mean()) / (lately * -math.expm1(-age / lately))
         busy = min(busy, _MOST_BUSY)
         return 1 + self._policy.crowded * busy / (1 - busy)
 
     def _fade(self, now: float) -> None:
+        """Lets what workers computed count less as time goes by."""
         self._began = min(self._began, now)
-        self._fleet.lately *= math.exp(min(0.0, self._faded_at - now) / self._policy.lately)
+        lately = self._policy.lately * self._usual
+        self._fleet.lately *= math.exp(min(0.0, self._faded_at - now) / lately)
         self._faded_at = now
 
     def _update_fleet(self) -> None:

@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
         settings={"longest": options.longest, "rounds": options.rounds, "seed": options.seed},
         environment=environment.describe(),
     )
-    return outcome.deliver_document(result, _document(samples, found, verdict), folder, options.json)
+    return outcome.deliver_document(
+        result, _document(samples, found, verdict), folder, options.json
+    )
 
 
 async def _measured(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -12,9 +11,6 @@ import msgspec
 from bench.load.errors import BadLoad
 from bench.statistics import median
 from kvstore.curves import PrefillCurve, Sample, fit, spread
-
-DEFAULT = resources.files("bench.simulation") / "engine.json"
-"""SmolLM2-135M on one hardware thread, as ``kvferry up`` serves it without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,19 @@ def fitted(samples: Sequence[Sample]) -> Fitted:
     return Fitted(curve, spread(curve, samples), median(errors))
 
 
+ASSUMED = Fitted(PrefillCurve(start=0.01, token=1 / 20_000, pair=0.0), 0.0, 0.0)
+"""About what a model of some ten billion parameters reaches on one large GPU; not measured."""
+
+
 class _Result(msgspec.Struct):
     command: str
     metrics: Mapping[str, float]
 
 
-def read(path: Path | None) -> Fitted:
-    """Of a result of ``calibrate``; without one, of the engine that comes along. Raises BadLoad."""
+def read(path: Path) -> Fitted:
+    """Of a result of ``calibrate``. Raises BadLoad."""
     try:
-        content = DEFAULT.read_bytes() if path is None else path.read_bytes()
-        result = msgspec.json.decode(content, type=_Result)
+        result = msgspec.json.decode(path.read_bytes(), type=_Result)
         told = result.metrics
         curve = PrefillCurve(told["start_ms"] / 1e3, told["token_us"] / 1e6, told["pair_ns"] / 1e9)
         return Fitted(curve, told["spread"], told["median_error"])

@@ -87,8 +87,10 @@ class LeastWork:
         """See Rule."""
         return min(
             range(len(seen)),
-            key=lambda at: seen[at].wait
-            + self._curve.seconds(float(prompt.tokens - seen[at].held), float(seen[at].held)),
+            key=lambda at: (
+                seen[at].wait
+                + self._curve.seconds(float(prompt.tokens - seen[at].held), float(seen[at].held))
+            ),
         )
 
 

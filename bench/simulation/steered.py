@@ -34,7 +34,9 @@ class Steered:
         self._world = world
         self._lost = lost
         self._chance = random.Random(world.settings.seed)
-        self.directory = Directory(_LEASE_SECONDS, max_blocks=world.settings.workers * world.settings.blocks * 2)
+        self.directory = Directory(
+            _LEASE_SECONDS, max_blocks=world.settings.workers * world.settings.blocks * 2
+        )
         self.scheduler = Scheduler(self.directory, world.settings.curve, policy)
         self._relays = [RelayCore(_announced(worker)) for worker in range(world.settings.workers)]
         self._given: dict[int, Given] = {}
@@ -71,7 +73,7 @@ class Steered:
         relay = self._relays[worker]
         restarted = relay.restart(f"{relay.announce.generation}+")
         self._told(worker, [relay.set_state("starting"), *restarted])
-        for prompt in [one for one in lost]:
+        for prompt in lost:
             given = self._given.pop(prompt.number, None)
             if given is not None:
                 self.scheduler.ended(given, self._world.now, computed=False)

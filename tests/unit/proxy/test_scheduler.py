@@ -159,6 +159,7 @@ def test_it_tells_when_a_worker_can_take_the_next() -> None:
     assert fleet.scheduler.wakes(0.0) is None
     fleet.decide()
     wakes = fleet.scheduler.wakes(0.0)
+    assert wakes is not None
     assert wakes == pytest.approx(0.21 - POLICY.lead)
     assert fleet.decide(wakes - 0.001) == []
     assert fleet.decide(wakes + 0.001) == [("w0", 0)]

