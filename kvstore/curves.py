@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +21,8 @@ Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
 FEWEST_SAMPLES = 4
 
 
-class PrefillCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+@dataclass(frozen=True)
+class PrefillCurve:
     """Seconds: ``start`` for each prompt, ``token`` for each new token, ``pair`` for each pair of a
     new token and one before it.
     """

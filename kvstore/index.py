@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, get_args
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -109,6 +110,7 @@ class Directory:
     def __init__(self, lease_seconds: float, max_blocks: int = MAX_BLOCKS) -> None:
         self._lease_seconds = lease_seconds
         self._workers: dict[str, _Worker] = {}
+        self._membership = 0
         self._slots: dict[str, int] = {}
         self._spare: list[int] = []
         self._warm = 0
@@ -121,6 +123,11 @@ class Directory:
     def __len__(self) -> int:
         """Blocks that any worker is known to hold, and some that are about to be forgotten."""
         return len(self._table)
+
+    @property
+    def membership(self) -> int:
+        """Another number whenever a worker has come or gone or announced something else."""
+        return self._membership
 
     @property
     def refused(self) -> int:
@@ -160,6 +167,7 @@ class Directory:
         gone = [name for name, known in self._workers.items() if now >= known.lease_until]
         lost = [self._workers.pop(name) for name in gone]
         self._strike(sum(worker.bits for worker in lost if any(worker.blocks.values())))
+        self._membership += bool(lost)
         for worker in lost:
             self._warm &= ~worker.bits
             self._spare.append(self._slots.pop(worker.announce.worker))
@@ -191,7 +199,7 @@ class Directory:
         return Residency(ends, self._slots, len(self._slots) + len(self._spare))
 
     def slots(self, workers: Sequence[Announce]) -> npt.NDArray[np.intp]:
-        """Where live ``workers`` stand in :meth:`Residency.by_slot`, until one of them goes."""
+        """Where live ``workers`` stand in :meth:`Residency.by_slot`, for this ``membership``."""
         return np.array([self._slots[worker.worker] for worker in workers], dtype=np.intp)
 
     def blocks(self, worker: str, tier: Tier) -> int:
@@ -208,7 +216,11 @@ class Directory:
             slot = self._spare.pop() if self._spare else len(self._slots)
             self._slots[announce.worker] = slot
             self._workers[announce.worker] = _Worker(announce, lease_until, slot)
+            self._membership += 1
             return
+        self._membership += msgspec.structs.replace(announce, seq=known.announce.seq) != (
+            known.announce
+        )
         if known.announce.generation != announce.generation:
             self._chill(known)
         elif known.seq is not None and announce.seq > known.seq:

@@ -1,15 +1,15 @@
 """Which waiting prompts go to which workers now. Pure: a function of one moment's figures.
 
 Prompts are looked at in their order. Each is meant for the worker where it costs least: the work
-that lies before it there, plus the seconds of computing it there, several times over, because
-computing what another worker holds takes capacity, and cache, from all. Where that worker has no
-room the prompt stays, and counts there as work that lies before the next ones: later it may be
-meant for another worker, but nobody takes its place by accident.
+that lies before it there, plus the price of computing it there, because computing what another
+worker holds takes capacity, and cache, from all. Where that worker has no room the prompt stays,
+and counts there as work that lies before the next ones: later it may be meant for another worker,
+but nobody takes its place by accident.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,13 +31,13 @@ class Placement(NamedTuple):
 class Workers:
     """What is known of workers, by position.
 
-    ``work``: seconds that it will still compute what it was given, ``given`` prompts. ``uneven``:
+    ``work``: seconds that it will still compute what it was given, ``given`` prompts. ``against``:
     what else speaks against it, in seconds, because it computed more than others of late.
     """
 
     work: Floats
     given: Counts
-    uneven: Floats
+    against: Floats
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,18 @@ class Terms:
         return room
 
 
-def place(seconds: Floats, workers: Workers, terms: Terms) -> Sequence[Placement]:
-    """Who goes where now.
+def place(costs: Iterable[Floats], workers: Workers, terms: Terms) -> Sequence[Placement]:
+    """Who goes where now, until nobody has room.
 
-    ``seconds``, of shape (prompts in their order, workers), is what computing takes where;
-    infinite: it cannot be done there.
+    ``costs``: for each prompt in its order the seconds that computing it takes each worker.
     """
     room = terms.room(workers)
     left, placed = int(room.sum()), []
     work, given = workers.work.copy(), workers.given.copy()
-    before = workers.work + workers.uneven
-    for row, cost in enumerate(seconds):
-        if not left:
-            break
+    before = workers.work + workers.against
+    for row, cost in enumerate(costs):
         fair = before <= float((before + cost).min()) + terms.patience
         position = int(np.argmin(np.where(fair, before + terms.price * cost, np.inf)))
-        if not np.isfinite(cost[position]):
-            continue
         before[position] += cost[position]
         if not room[position]:
             continue
@@ -83,4 +78,6 @@ def place(seconds: Floats, workers: Workers, terms: Terms) -> Sequence[Placement
         given[position] += 1
         room[position] = work[position] <= terms.lead and given[position] < terms.most
         left -= not room[position]
+        if not left:
+            break
     return placed

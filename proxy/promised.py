@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from kvstore.blockhash import NAME_BYTES
 
 MOST_COMPARED = 32
-"""Prompts under way that a lookup compares, those that begin alike for longest first."""
+"""Prompts under way that a lookup compares at each distance; of more, the latest."""
+
+Life = tuple[str, str]
+"""A worker and its generation: a new one holds nothing of what the old one computed."""
 
 
 class Promised:
@@ -23,13 +26,13 @@ class Promised:
     """
 
     def __init__(self) -> None:
-        self._chains: dict[int, tuple[str, bytes]] = {}
+        self._chains: dict[int, tuple[Life, bytes]] = {}
         self._alike: defaultdict[bytes, dict[int, None]] = defaultdict(dict)
 
     def __len__(self) -> int:
         return len(self._chains)
 
-    def add(self, key: int, worker: str, chain: bytes) -> None:
+    def add(self, key: int, worker: Life, chain: bytes) -> None:
         """``worker`` was given the prompt ``key``."""
         self._chains[key] = (worker, chain)
         for name in _marks(chain):
@@ -44,22 +47,16 @@ class Promised:
             if not self._alike[name]:
                 del self._alike[name]
 
-    def lengths(self, chain: bytes) -> dict[str, int]:
-        """How many of the chain's first blocks each worker is about to hold, where it is any.
-
-        Of prompts that are too many to compare, those that have least in common are left out.
-        """
-        found: dict[str, int] = {}
-        compared: set[int] = set()
+    def lengths(self, chain: bytes) -> dict[Life, int]:
+        """How many of the chain's first blocks each worker is about to hold, where it is any."""
+        found: dict[Life, int] = {}
         for name in reversed(list(_marks(chain))):
-            for key in self._alike.get(name, ()):
-                if key in compared:
-                    continue
-                if len(compared) >= MOST_COMPARED:
-                    return found
-                compared.add(key)
+            nearer: dict[Life, int] = {}
+            for key in list(reversed(self._alike.get(name, {})))[:MOST_COMPARED]:
                 worker, other = self._chains[key]
-                found[worker] = max(_common(chain, other), found.get(worker, 0))
+                if worker not in found:  # else it has more in common than anything from here on
+                    nearer[worker] = max(_common(chain, other), nearer.get(worker, 0))
+            found |= nearer
         return found
 
 

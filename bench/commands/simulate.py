@@ -17,7 +17,7 @@ from bench.simulation.outcome import Outcome, oracle
 from bench.simulation.prompts import Prompt, prompts
 from bench.simulation.replaying import OURS, POLICIES, Faults, replay
 from bench.simulation.report import Replays
-from bench.simulation.world import Settings
+from bench.simulation.world import RESTART_SECONDS, Settings
 
 EXAMPLE = "kvferry bench simulate --trace mooncake_conversation.jsonl --workers 8 --blocks 4000"
 
@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blocks",
         type=int,
-        default=4000,
+        default=report.BLOCKS,
         metavar="B",
         help="of 512 tokens, in each worker's cache (%(default)s)",
     )
@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--utilization",
         type=float,
-        default=0.8,
+        default=report.UTILIZATION,
         metavar="PART",
         help="of the capacity that an infinite cache would leave (%(default)s)",
     )
@@ -113,9 +113,12 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.lost < 1:
         raise BadLoad(f"--lost is from 0 to below 1, not {options.lost:g}")
     if options.restart_every is not None and (
-        options.untimed or options.workers < 2 or options.restart_every <= 0
+        options.untimed or options.workers < 2 or options.restart_every <= RESTART_SECONDS
     ):
-        raise BadLoad("--restart-every is above 0 seconds, of 2 workers at least, and not untimed")
+        raise BadLoad(
+            f"--restart-every is above the {RESTART_SECONDS:g} s that one takes, of 2 workers "
+            "at least, and not untimed"
+        )
 
 
 def _replays(options: argparse.Namespace, asked: list[Prompt], engine: Fitted) -> Replays:
@@ -155,7 +158,7 @@ def _replays(options: argparse.Namespace, asked: list[Prompt], engine: Fitted) -
         workers=options.workers,
         blocks=options.blocks,
         tenants=options.tenants,
-        timed=not options.untimed,
+        utilization=options.utilization,
         faults=faults,
         stretch=stretch,
         unscoped=unscoped,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from bench.client import Client, Timeline
 from bench.driving.target import Target
 from bench.errors import RequestFailed
+from bench.load.errors import BadLoad
 from bench.load.schedule import Segment
 from bench.load.words import Words
 from kvstore.curves import Sample
@@ -48,7 +49,7 @@ def asked(longest: int, rounds: int, seed: int) -> list[Asked]:
 async def samples(
     target: Target, wanted: Sequence[Asked], salt: str, say: Callable[[str], None]
 ) -> list[Sample]:
-    """Seconds to the first token, of each. Raises RequestFailed."""
+    """Seconds to the first token, of each. Raises RequestFailed, BadLoad."""
     words, found = Words(salt), []
     async with Client(target.timeout_seconds) as client:
         await _ask(client, target, words.text(Segment("warm-up", SHORTEST)))
@@ -63,6 +64,8 @@ async def samples(
             found.append(Sample(new, timeline.cached_tokens, timeline.ttft))
             told = f"{new} tokens after {timeline.cached_tokens} held ones: {timeline.ttft:.3f} s"
             say(f"{done + 1} of {len(wanted)}: {told}")
+    if not any(sample.held for sample in found):
+        raise BadLoad("the server tells no cached tokens: nothing can be said of what it holds")
     return found
 
 

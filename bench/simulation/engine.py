@@ -7,7 +7,7 @@ beginning, and a block is found once the step that computed it is over.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.load.traces import MOONCAKE_BLOCK
@@ -68,10 +68,12 @@ class Cache:
 @dataclass
 class Progress:
     """A prompt in the engine. ``held`` tokens were there when its computing began, ``foreign`` of
-    them by another tenant's prompt; ``done`` tokens are there now. ``seconds``: spent on it.
+    them by another tenant's prompt; ``done`` tokens are there now. ``seconds``: spent on it, which
+    are ``factor`` times as many as usual.
     """
 
     prompt: Prompt
+    factor: float
     held: int = 0
     foreign: int = 0
     done: int = 0
@@ -98,7 +100,9 @@ class Engine:
     A step has ``step_tokens`` (vLLM's ``max_num_batched_tokens``).
     """
 
-    def __init__(self, capacity: int, step_tokens: int) -> None:
+    def __init__(self, capacity: int, step_tokens: int, factor: Callable[[], float]) -> None:
+        """``factor``: drawn for each prompt, see Progress."""
+        self._factor = factor
         self.cache = Cache(capacity)
         self._step_tokens = step_tokens
         self._waiting: deque[Prompt] = deque()
@@ -124,7 +128,7 @@ class Engine:
                 budget -= tokens
                 self._step.append(Chunk(progress, tokens, first=False))
         while budget and self._waiting:
-            progress = Progress(self._waiting.popleft())
+            progress = Progress(self._waiting.popleft(), self._factor())
             evicted += self._admit(progress)
             self._running.append(progress)
             tokens = min(progress.left, budget)
@@ -161,7 +165,7 @@ class Engine:
         blocks = self.cache.prefix(prompt.whole)
         found = prompt.whole[:blocks]
         foreign = sum(self.cache.owner(name) != prompt.tenant for name in found)
-        progress.held = progress.done = min(blocks * MOONCAKE_BLOCK, prompt.tokens - 1)
+        progress.held = progress.done = prompt.held(blocks)
         progress.foreign = foreign * MOONCAKE_BLOCK
         self.cache.use(prompt.whole)
         return self.cache.free(len(prompt.names) - blocks)

@@ -58,7 +58,7 @@ def fitted(samples: Sequence[Sample]) -> Fitted:
     return Fitted(curve, spread(curve, samples), median(errors))
 
 
-ASSUMED = Fitted(PrefillCurve(start=0.01, token=1 / 20_000, pair=0.0), 0.0, 0.0)
+ASSUMED = Fitted(PrefillCurve(start=0.01, token=1 / 20_000, pair=0.0), spread=0.1, median_error=0.0)
 """About what a model of some ten billion parameters reaches on one large GPU; not measured."""
 
 
@@ -72,6 +72,8 @@ def read(path: Path) -> Fitted:
     try:
         result = msgspec.json.decode(path.read_bytes(), type=_Result)
         told = result.metrics
+        if result.command != "calibrate" or min(told.values()) < 0 or not any(told.values()):
+            raise BadLoad(f"{path} is no result of `kvferry bench calibrate`")
         curve = PrefillCurve(told["start_ms"] / 1e3, told["token_us"] / 1e6, told["pair_ns"] / 1e9)
         return Fitted(curve, told["spread"], told["median_error"])
     except OSError as error:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bench.load.traces import MOONCAKE_BLOCK
 from bench.simulation.prompts import Prompt
 from bench.simulation.world import Served
 from bench.statistics import percentile
@@ -30,7 +29,7 @@ def oracle(prompts: Sequence[Prompt], curve: PrefillCurve) -> Oracle:
         while blocks < len(prompt.whole) and prompt.whole[blocks] in held:
             blocks += 1
         held.update(prompt.whole)
-        hit = min(blocks * MOONCAKE_BLOCK, prompt.tokens - 1)
+        hit = prompt.held(blocks)
         found += hit
         seconds += curve.seconds(float(prompt.tokens - hit), float(hit))
     return Oracle(found / sum(prompt.tokens for prompt in prompts), seconds)
@@ -38,10 +37,11 @@ def oracle(prompts: Sequence[Prompt], curve: PrefillCurve) -> Oracle:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Every prompt of a replay over ``workers`` workers, served."""
+    """Every prompt of a replay over ``workers`` workers, of which there were ``restarts``."""
 
     served: Sequence[Served]
     workers: int
+    restarts: int = 0
 
     @cached_property
     def hit_ratio(self) -> float:

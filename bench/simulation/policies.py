@@ -9,7 +9,6 @@ from typing import Protocol
 
 import xxhash
 
-from bench.load.traces import MOONCAKE_BLOCK
 from bench.simulation.prompts import Prompt
 from kvstore.curves import PrefillCurve
 
@@ -92,8 +91,3 @@ class LeastWork:
                 + self._curve.seconds(float(prompt.tokens - seen[at].held), float(seen[at].held))
             ),
         )
-
-
-def held_tokens(prompt: Prompt, blocks: int) -> int:
-    """Of ``blocks`` that are held: the last token is always computed."""
-    return min(blocks * MOONCAKE_BLOCK, prompt.tokens - 1)

@@ -24,6 +24,10 @@ class Prompt:
     tokens: int
     names: tuple[bytes, ...]
 
+    def held(self, blocks: int) -> int:
+        """Tokens that need no computing where ``blocks`` are held: never the last one."""
+        return min(blocks * MOONCAKE_BLOCK, self.tokens - 1)
+
     @property
     def whole(self) -> tuple[bytes, ...]:
         """The names of its full blocks."""

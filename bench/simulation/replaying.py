@@ -37,7 +37,8 @@ def replay(policy: str, prompts: Sequence[Prompt], settings: Settings, lost: flo
     steering = (
         Steered(world, lost) if policy == OURS else Ruled(world, _rule(policy, prompts, settings))
     )
-    return Outcome(world.run(steering), settings.workers)
+    served = world.run(steering)
+    return Outcome(served, settings.workers, world.restarts)
 
 
 def _rule(policy: str, prompts: Sequence[Prompt], settings: Settings) -> Rule:

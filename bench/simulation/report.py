@@ -17,6 +17,10 @@ _SHOWN = 2000
 CONVERSATIONS = 12_031
 """Requests of Mooncake's conversation trace, which the bounds of a hit ratio are of."""
 
+BLOCKS = 4000
+UTILIZATION = 0.8
+"""And of such caches, and such a load."""
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -42,11 +46,16 @@ class Replays:
     workers: int
     blocks: int
     tenants: int
-    timed: bool
+    utilization: float
     faults: Faults
     stretch: float | None
     unscoped: Outcome | None = None
     undisturbed: Outcome | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether engines took time."""
+        return self.stretch is not None
 
     @property
     def others(self) -> list[Outcome]:
@@ -81,6 +90,8 @@ def _ours(ours: Outcome, found: Replays) -> dict[str, float]:
             told[f"ttft_p{rank}_vs_best_other"] = ours.ttft(rank) / best
     if found.unscoped is not None:
         told["hit_ratio_vs_unscoped"] = ours.hit_ratio / found.unscoped.hit_ratio
+    if found.faults.restart_every is not None:
+        told["restarts"] = ours.restarts
     if found.undisturbed is not None:
         told["hit_ratio_vs_undisturbed"] = ours.hit_ratio / found.undisturbed.hit_ratio
     return told
@@ -88,31 +99,34 @@ def _ours(ours: Outcome, found: Replays) -> dict[str, float]:
 
 def bounds(found: Replays, requests: int) -> list[Bound]:
     """Those that such a run is held to."""
+    if OURS not in found.outcomes:
+        return []
     held = [Bound("cross_tenant_hits", "at most", 0)]
-    alone = found.unscoped is None and found.undisturbed is None
-    if alone and found.timed and requests == CONVERSATIONS and found.blocks == 4000:
-        limits = {8: (0.333, 1.05), 32: (0.366, 1.1)}.get(found.workers)
-        if limits is not None:
-            held.append(Bound("hit_ratio", "at least", limits[0]))
-            held.append(Bound("imbalance", "at most", limits[1]))
-    if alone and found.timed:
+    if found.timed:
         held.append(Bound("ttft_p99_vs_no_queue", "at most", 1.25))
-        if found.others:
-            held += [Bound(f"ttft_p{rank}_vs_best_other", "at most", 1.0) for rank in (50, 99)]
+    if found.timed and found.others:
+        held += [Bound(f"ttft_p{rank}_vs_best_other", "at most", 1.0) for rank in (50, 99)]
     if found.unscoped is not None:
         held.append(Bound("hit_ratio_vs_unscoped", "at least", 0.98))
     if found.undisturbed is not None:
         held.append(Bound("hit_ratio_vs_undisturbed", "at least", 0.95))
+    known = found.timed and requests == CONVERSATIONS and found.blocks == BLOCKS
+    if known and not found.faults and found.utilization == UTILIZATION and found.tenants == 1:
+        limits = {8: (0.333, 1.05), 32: (0.366, 1.1)}.get(found.workers)
+        if limits is not None:
+            held.append(Bound("hit_ratio", "at least", limits[0]))
+            held.append(Bound("imbalance", "at most", limits[1]))
     return held
 
 
 def verdict(told: Mapping[str, float], held: Sequence[Bound]) -> Verdict:
     """Valid where every bound was kept."""
-    if OURS not in told and "hit_ratio" not in told:
+    if not held:
         return Verdict(valid=True, sentence="Other policies alone: nothing is judged.")
     short = [one.metric for one in held if not one.kept(told[one.metric])]
     sentence = f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
-    return Verdict(valid=not short, sentence=sentence)
+    reasons = ("no worker was restarted",) if told.get("restarts") == 0 else ()
+    return Verdict(valid=not short and not reasons, sentence=sentence, reasons=reasons)
 
 
 def document(
@@ -127,7 +141,6 @@ def document(
             "kept" if one.kept(told[one.metric]) else "short",
         ]
         for one in held
-        if one.metric in told
     ]
     sections = [
         Section("Bounds", [Table(["metric", "value", "bound", ""], rows)]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bench.simulation.policies import Rule, Seen, held_tokens
+from bench.simulation.policies import Rule, Seen
 from bench.simulation.prompts import Prompt
 from bench.simulation.world import World
 
@@ -51,7 +51,11 @@ class Ruled:
         self._coming[worker] += Counter()
         self._since[worker] = self._world.now
 
-    def went(self, worker: int, lost: Sequence[Prompt]) -> None:
+    def went(self, worker: int) -> None:
+        """See Steering."""
+        raise NotImplementedError("rules are simulated without faults")
+
+    def failed(self, worker: int, prompt: Prompt) -> None:
         """See Steering."""
         raise NotImplementedError("rules are simulated without faults")
 
@@ -69,4 +73,4 @@ class Ruled:
         given = self._seconds[worker]
         spent = self._world.now - self._since[worker]
         wait = sum(given.values()) - min(spent, next(iter(given.values()), 0.0))
-        return Seen(wait, held_tokens(prompt, blocks))
+        return Seen(wait, prompt.held(blocks))

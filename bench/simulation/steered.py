@@ -17,7 +17,7 @@ from kvstore.index import Directory
 from kvstore.messages import PROTOCOL_VERSION, Announce, Subscribe
 from kvstore.relay_core import RelayCore, Told
 from proxy import scheduler
-from proxy.scheduler import Given, Policy, Scheduler
+from proxy.scheduler import Given, Scheduler, Weights
 
 FEED_SECONDS = 0.02
 """From an event in an engine to the proxy's knowing."""
@@ -25,21 +25,23 @@ FEED_SECONDS = 0.02
 _ROUND_SECONDS = 1.0
 _LEASE_SECONDS = 3.0
 _PEER = b"proxy"
+_MODEL = "model"
 
 
 class Steered:
     """See :class:`bench.simulation.world.Steering`. ``lost``: the part of feed messages that is."""
 
-    def __init__(self, world: World, lost: float = 0.0, policy: Policy | None = None) -> None:
+    def __init__(self, world: World, lost: float = 0.0, weights: Weights | None = None) -> None:
         self._world = world
         self._lost = lost
         self._chance = random.Random(world.settings.seed)
         self.directory = Directory(
             _LEASE_SECONDS, max_blocks=world.settings.workers * world.settings.blocks * 2
         )
-        self.scheduler = Scheduler(self.directory, world.settings.curve, policy)
+        self.scheduler = Scheduler(self.directory, _MODEL, world.settings.curve, weights)
         self._relays = [RelayCore(_announced(worker)) for worker in range(world.settings.workers)]
         self._given: dict[int, Given] = {}
+        self._since: dict[int, float] = {}
         self._wakes = -1.0
         self._prompts: dict[int, Prompt] = {}
         for worker in range(world.settings.workers):
@@ -48,10 +50,8 @@ class Steered:
 
     def arrived(self, prompt: Prompt) -> None:
         """See Steering."""
-        asked = scheduler.Prompt(prompt.tenant, prompt.tokens, MOONCAKE_BLOCK, prompt.whole)
-        waiting = self.scheduler.enter(asked, self._world.now)
-        self._prompts[waiting.key] = prompt
-        self._decide()
+        self._since[prompt.number] = self._world.now
+        self._enter(prompt)
 
     def forgot(self, worker: int, evicted: Sequence[bytes]) -> None:
         """See Steering."""
@@ -63,25 +63,32 @@ class Steered:
 
     def answered(self, worker: int, prompt: Prompt) -> None:
         """See Steering."""
-        given = self._given.pop(prompt.number, None)
-        if given is not None:
-            self.scheduler.ended(given, self._world.now, computed=True)
+        given = self._given.pop(prompt.number)
+        self.scheduler.ended(given, self._world.now, computed=True)
         self._decide()
 
-    def went(self, worker: int, lost: Sequence[Prompt]) -> None:
+    def failed(self, worker: int, prompt: Prompt) -> None:
+        """See Steering. It keeps its place in the queue."""
+        given = self._given.pop(prompt.number)
+        self.scheduler.ended(given, self._world.now, computed=False)
+        self._enter(prompt)
+
+    def went(self, worker: int) -> None:
         """See Steering."""
         relay = self._relays[worker]
-        restarted = relay.restart(f"{relay.announce.generation}+")
-        self._told(worker, [relay.set_state("starting"), *restarted])
-        for prompt in lost:
-            given = self._given.pop(prompt.number, None)
-            if given is not None:
-                self.scheduler.ended(given, self._world.now, computed=False)
-            self.arrived(prompt)
+        relay.set_state("starting")
+        self._told(worker, relay.restart(f"{relay.announce.generation}+"))
 
     def returned(self, worker: int) -> None:
         """See Steering."""
         self._told(worker, [self._relays[worker].set_state("ready")])
+
+    def _enter(self, prompt: Prompt) -> None:
+        asked = scheduler.Prompt(prompt.tokens, MOONCAKE_BLOCK, prompt.whole)
+        since = self._since[prompt.number]
+        waiting = self.scheduler.enter(asked, self._world.now, since)
+        self._prompts[waiting.key] = prompt
+        self._decide()
 
     def _decide(self) -> None:
         for waiting, given in self.scheduler.decide(self._world.now):
@@ -132,7 +139,7 @@ def _announced(worker: int) -> Announce:
         role="prefill",
         generation="g",
         state="ready",
-        model="m",
+        model=_MODEL,
         http="",
         ship="",
         fingerprint="",

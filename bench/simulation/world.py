@@ -16,13 +16,15 @@ from kvstore.curves import PrefillCurve
 SEND_SECONDS = 0.001
 """From the proxy to a worker, and back."""
 
+RESTART_SECONDS = 20.0
+
 
 @dataclass(frozen=True)
 class Settings:
     """``workers`` engines of ``blocks`` blocks each, as fast as ``curve`` says, give or take
-    ``spread`` (standard deviation of the logarithm). ``stretch`` multiplies the trace's times;
-    None: engines take no time at all. Every ``restart_every`` seconds one loses all it holds and is
-    away for ``restart_seconds``. A step has ``step_tokens``.
+    ``spread`` (standard deviation of the logarithm, drawn for each prompt). ``stretch`` multiplies
+    the trace's times; None: engines take no time at all. Every ``restart_every`` seconds one loses
+    all it holds and is away for ``restart_seconds``. A step has ``step_tokens``.
     """
 
     workers: int
@@ -33,7 +35,7 @@ class Settings:
     seed: int = 0
     step_tokens: int = 8192
     restart_every: float | None = None
-    restart_seconds: float = 20.0
+    restart_seconds: float = RESTART_SECONDS
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,16 @@ class Steering(Protocol):
         """The worker's answer is here."""
         ...
 
-    def went(self, worker: int, lost: Sequence[Prompt]) -> None:
-        """The worker is gone with what it was given."""
+    def failed(self, worker: int, prompt: Prompt) -> None:
+        """The worker went before it had computed the prompt, or was away when it came."""
+        ...
+
+    def went(self, worker: int) -> None:
+        """The worker is gone, and holds nothing any more."""
         ...
 
     def returned(self, worker: int) -> None:
-        """It is back, and holds nothing."""
+        """It is back."""
         ...
 
 
@@ -84,17 +90,20 @@ class World:
     prompts: Sequence[Prompt]
     now: float = 0.0
     served: list[Served] = field(default_factory=list)
+    restarts: int = 0
 
     def __post_init__(self) -> None:
         count = self.settings.workers
+        self._noise = random.Random(self.settings.seed)
         self.engines = [
-            Engine(self.settings.blocks, self.settings.step_tokens) for _ in range(count)
+            Engine(self.settings.blocks, self.settings.step_tokens, self._factor)
+            for _ in range(count)
         ]
+        self._away: set[int] = set()
         self._lives = [0] * count
         self._arrived: dict[int, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        self._noise = random.Random(self.settings.seed)
         self._left = len(self.prompts)
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
@@ -118,6 +127,10 @@ class World:
         """The prompt is on its way to the worker."""
         self.later(self._delay, lambda: self._received(prompt, worker))
 
+    def arrived_at(self, prompt: Prompt) -> float:
+        """When its request came."""
+        return self._arrived[prompt.number]
+
     @property
     def _delay(self) -> float:
         return 0.0 if self.settings.stretch is None else SEND_SECONDS
@@ -129,7 +142,13 @@ class World:
 
         return arrive
 
+    def _factor(self) -> float:
+        return self._noise.lognormvariate(0.0, self.settings.spread)
+
     def _received(self, prompt: Prompt, worker: int) -> None:
+        if worker in self._away:
+            self._fail(worker, prompt)
+            return
         self.engines[worker].take(prompt)
         self._step(worker)
 
@@ -150,7 +169,7 @@ class World:
         right = curve.seconds(float(chunk.tokens), float(progress.done))
         if not chunk.first:
             right -= curve.start
-        seconds = right * self._noise.lognormvariate(0.0, self.settings.spread)
+        seconds = right * progress.factor
         progress.seconds += seconds
         return 0.0 if self.settings.stretch is None else seconds
 
@@ -176,8 +195,18 @@ class World:
     def _restart(self, worker: int) -> None:
         assert self.settings.restart_every is not None
         self._lives[worker] += 1
-        lost = self.engines[worker].crash()
-        self._steering.went(worker, lost)
-        self.later(self.settings.restart_seconds, lambda: self._steering.returned(worker))
+        self.restarts += 1
+        self._away.add(worker)
+        self._steering.went(worker)
+        for prompt in self.engines[worker].crash():
+            self._fail(worker, prompt)
+        self.later(self.settings.restart_seconds, lambda: self._return(worker))
         after = (worker + 1) % self.settings.workers
         self.later(self.settings.restart_every, lambda: self._restart(after))
+
+    def _return(self, worker: int) -> None:
+        self._away.remove(worker)
+        self._steering.returned(worker)
+
+    def _fail(self, worker: int, prompt: Prompt) -> None:
+        self.later(self._delay, lambda: self._steering.failed(worker, prompt))

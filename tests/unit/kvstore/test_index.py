@@ -22,6 +22,30 @@ NAMES = [bytes([i]) * 16 for i in range(12)]
 LEASE = 3.0
 
 
+def test_membership_changes_with_what_is_announced_and_with_nothing_else() -> None:
+    directory = Directory(LEASE)
+    seen = [directory.membership]
+
+    def changed() -> bool:
+        seen.append(directory.membership)
+        return seen[-1] != seen[-2]
+
+    directory.apply(announce(), 0.0)
+    assert changed()
+    directory.apply(Snapshot("prefill-0", "g0", 0, 0, 1, "gpu", NAMES[0]), 0.0)
+    directory.apply(Delta("prefill-0", "g0", 1, "gpu", False, NAMES[1], b""), 0.0)
+    directory.apply(announce(seq=1), 0.1)
+    assert not changed()
+    directory.apply(msgspec.structs.replace(announce(seq=1), state="draining"), 0.2)
+    assert changed()
+    directory.apply(announce(generation="g1"), 0.3)
+    assert changed()
+    directory.expire(0.3)
+    assert not changed()
+    directory.expire(100.0)
+    assert changed()
+
+
 def warm(directory: Directory, held: list[bytes], worker: str = "prefill-0", seq: int = 0) -> None:
     directory.apply(announce(worker), 0.0)
     directory.apply(Snapshot(worker, "g0", seq, 0, 1, "gpu", b"".join(held)), 0.0)

@@ -17,13 +17,13 @@ LEAD = 0.02
 def workers(
     work: Sequence[float],
     given: Sequence[int] | None = None,
-    uneven: Sequence[float] | None = None,
+    against: Sequence[float] | None = None,
 ) -> Workers:
     number = len(work)
     return Workers(
         work=np.array(work, dtype=np.float64),
         given=np.array(given or [0] * number, dtype=np.int64),
-        uneven=np.array(uneven or [0.0] * number, dtype=np.float64),
+        against=np.array(against or [0.0] * number, dtype=np.float64),
     )
 
 
@@ -59,8 +59,8 @@ def test_its_patience_ends() -> None:
 
 
 def test_who_computed_less_of_late_is_preferred() -> None:
-    assert placed([[1.0, 1.0]], workers([0.0, 0.0], uneven=[0.3, 0.1])) == [(0, 1)]
-    assert placed([[0.5, 1.0]], workers([0.0, 0.0], uneven=[0.3, 0.1])) == [(0, 0)]
+    assert placed([[1.0, 1.0]], workers([0.0, 0.0], against=[0.3, 0.1])) == [(0, 1)]
+    assert placed([[0.5, 1.0]], workers([0.0, 0.0], against=[0.3, 0.1])) == [(0, 0)]
 
 
 def test_who_waits_counts_for_those_behind() -> None:
@@ -81,10 +81,6 @@ def test_several_small_ones_go_at_once_but_no_more_than_bounded() -> None:
     assert len(placed(small, workers([0.0]))) == 5
     assert len(placed(small, workers([0.0]), most=3)) == 3
     assert len(placed(small, workers([0.0], given=[2]), most=3)) == 1
-
-
-def test_nobody_is_sent_where_it_cannot_be_served() -> None:
-    assert placed([[NEVER, NEVER], [NEVER, 1.0]], workers([0.0, 0.0])) == [(1, 1)]
 
 
 amounts = st.floats(min_value=0.001, max_value=100.0)

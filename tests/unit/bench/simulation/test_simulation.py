@@ -11,7 +11,7 @@ from bench.load.errors import BadLoad
 from bench.load.traces import Traced
 from bench.simulation.engine import Engine
 from bench.simulation.outcome import Outcome, oracle
-from bench.simulation.policies import GreedyPrefix, LeastWork, RoundRobin, Seen
+from bench.simulation.policies import ConsistentHash, GreedyPrefix, LeastWork, RoundRobin, Seen
 from bench.simulation.prompts import Prompt, prompts
 from bench.simulation.replaying import OURS, RULES, replay
 from bench.simulation.steered import Steered
@@ -45,6 +45,10 @@ def alone(blocks: Sequence[int], tokens: int | None = None) -> Prompt:
     return Prompt(0, 0.0, "t", tokens or len(blocks) * TOKEN, names)
 
 
+def engine_of(blocks: int, step_tokens: int) -> Engine:
+    return Engine(blocks, step_tokens, lambda: 1.0)
+
+
 def steps(engine: Engine) -> int:
     """Until nothing is left to do."""
     count = 0
@@ -57,7 +61,7 @@ def steps(engine: Engine) -> int:
 
 
 def test_an_engine_computes_what_it_does_not_hold_in_steps() -> None:
-    engine = Engine(100, step_tokens=1000)
+    engine = engine_of(100, 1000)
     engine.take(alone([1, 2, 3, 4]))
     chunks, evicted = engine.begin()
     assert [(chunk.tokens, chunk.first) for chunk in chunks] == [(1000, True)]
@@ -72,7 +76,7 @@ def test_an_engine_computes_what_it_does_not_hold_in_steps() -> None:
 
 
 def test_of_a_prompt_that_is_held_the_last_token_is_computed() -> None:
-    engine = Engine(100, step_tokens=8192)
+    engine = engine_of(100, 8192)
     tokens = []
     for _ in range(2):
         engine.take(alone([1, 2]))
@@ -83,7 +87,7 @@ def test_of_a_prompt_that_is_held_the_last_token_is_computed() -> None:
 
 
 def test_small_prompts_share_a_step() -> None:
-    engine = Engine(100, step_tokens=1100)
+    engine = engine_of(100, 1100)
     for block in (1, 2, 3):
         engine.take(alone([block]))
     chunks, _ = engine.begin()
@@ -93,7 +97,7 @@ def test_small_prompts_share_a_step() -> None:
 
 
 def test_room_is_made_by_the_ends_of_what_was_used_longest_ago() -> None:
-    engine = Engine(6, step_tokens=8192)
+    engine = engine_of(6, 8192)
     for blocks in ([1, 2, 3], [4, 5, 6], [1, 2]):
         engine.take(alone(blocks))
         engine.begin()
@@ -104,7 +108,7 @@ def test_room_is_made_by_the_ends_of_what_was_used_longest_ago() -> None:
 
 
 def test_a_crash_gives_back_every_prompt() -> None:
-    engine = Engine(100, step_tokens=512)
+    engine = engine_of(100, 512)
     for block in (1, 2, 3):
         engine.take(alone([block, block + 10]))
     engine.begin()
@@ -189,10 +193,20 @@ def test_lost_messages_cost_little_and_are_noticed(monkeypatch: pytest.MonkeyPat
     assert between_rounds, "no gap was ever noticed when it came"
 
 
-def test_restarts_lose_no_request() -> None:
+def test_restarts_lose_no_request_and_nothing_is_computed_while_away() -> None:
     asked = prompts(conversations(12, 6, gap=20.0), 1)
-    outcome = replay(OURS, asked, replace(CALM, restart_every=15.0, restart_seconds=5.0), 0.0)
+    world = World(replace(CALM, restart_every=15.0, restart_seconds=5.0), asked)
+    outcome = Outcome(world.run(Steered(world)), 3)
     assert sorted(one.prompt.number for one in outcome.served) == [one.number for one in asked]
+    assert world.restarts > 3
+    for number in range(world.restarts):
+        gone = 15.0 * (number + 1)
+        ends = [
+            world.arrived_at(one.prompt) + one.ttft
+            for one in outcome.served
+            if one.worker == number % 3
+        ]
+        assert not [at for at in ends if gone + 0.01 < at < gone + 5.0]
 
 
 def test_rules_choose_as_they_say() -> None:
@@ -203,4 +217,6 @@ def test_rules_choose_as_they_say() -> None:
     assert GreedyPrefix(10.0).choose(asked, seen) == 0
     assert GreedyPrefix(2.0).choose(asked, seen) == 2
     assert LeastWork(CURVE).choose(asked, seen) == 1
-    assert LeastWork(PrefillCurve(0.01, 0.01, 0.0)).choose(asked, seen) in (0, 2)
+    assert LeastWork(PrefillCurve(0.01, 0.01, 0.0)).choose(asked, seen) == 0
+    assert len({ConsistentHash(3).choose(alone([0, at]), seen) for at in range(50)}) == 3
+    assert len({ConsistentHash(3).choose(alone([0, 1, at]), seen) for at in range(50)}) == 1
