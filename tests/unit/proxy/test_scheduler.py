@@ -187,8 +187,8 @@ def test_a_backlog_for_one_worker_does_not_hide_what_others_could_do() -> None:
     fleet = Fleet("w0", "w1")
     hot = list(range(20))
     fleet.holds("w0", names(hot))
-    for at in range(2 * WEIGHTS.fresh):
-        fleet.enter([*hot, 100 + at])
+    for _ in range(2 * WEIGHTS.fresh):
+        fleet.enter(hot)
     fleet.enter([7] * 30, now=1.0)
     assert "w1" in [worker for worker, _ in fleet.decide(1.0)]
 
