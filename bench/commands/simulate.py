@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bench import environment
 from bench.commands import outcome
 from bench.load import traces
 from bench.load.errors import BadLoad
+from bench.load.traces import Traced
 from bench.result import CommandResult
 from bench.simulation import fitted, report
 from bench.simulation.fitted import Fitted
@@ -72,9 +74,10 @@ def run(options: argparse.Namespace) -> int:
     outcome.require_folder(folder)
     if options.json is not None:
         outcome.require_folder(options.json.parent)
-    asked = prompts(traces.read(options.trace), options.tenants)
+    trace = traces.read(options.trace)
+    asked = prompts(trace, options.tenants)
     engine = fitted.ASSUMED if options.engine is None else fitted.read(options.engine)
-    found = _replays(options, asked, engine)
+    found = _replays(options, trace, asked, engine)
     told = report.metrics(found)
     held = report.bounds(found, len(asked))
     judged = report.verdict(told, held)
@@ -121,7 +124,9 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _replays(options: argparse.Namespace, asked: list[Prompt], engine: Fitted) -> Replays:
+def _replays(
+    options: argparse.Namespace, trace: Sequence[Traced], asked: Sequence[Prompt], engine: Fitted
+) -> Replays:
     infinite = oracle(asked, engine.curve)
     stretch = None
     if not options.untimed:
@@ -150,8 +155,7 @@ def _replays(options: argparse.Namespace, asked: list[Prompt], engine: Fitted) -
         undisturbed = replay(OURS, asked, calm, 0.0)
     if options.tenants > 1 and OURS in policies:
         outcome.say("of a single tenant")
-        single = prompts(traces.read(options.trace), 1)
-        unscoped = replay(OURS, single, settings, options.lost)
+        unscoped = replay(OURS, prompts(trace, 1), settings, options.lost)
     return Replays(
         oracle=infinite,
         outcomes=outcomes,

@@ -36,6 +36,12 @@ class Traced:
     output_tokens: int
     blocks: tuple[int, ...] = ()
 
+    def tenant(self, number: int, tenants: int) -> int:
+        """Whose request ``number`` of a trace is: its conversation, which the block after the one
+        that all share tells, is dealt to one of ``tenants``."""
+        conversation = self.blocks[1 if len(self.blocks) > 1 else 0] if self.blocks else number
+        return random.Random(conversation).randrange(tenants)
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -88,10 +94,9 @@ def replayed(trace: Sequence[Traced], replay: Replay) -> Schedule:
 
 
 def _planned(number: int, traced: Traced, replay: Replay) -> Planned:
-    session = traced.blocks[1 if len(traced.blocks) > 1 else 0] if traced.blocks else number
     return Planned(
         number=number,
-        tenant=random.Random(session).randrange(replay.tenants),
+        tenant=traced.tenant(number, replay.tenants),
         conversation=number,
         at=(traced.at - replay.first) / replay.speedup,
         prompt=tuple(_segments(number, traced, replay.scale)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ class Prompt:
 def prompts(trace: Sequence[Traced], tenants: int) -> list[Prompt]:
     """Every request that names its blocks, of whom there must be some. Raises BadLoad.
 
-    A session, which the block after the one that all share tells, belongs to one of ``tenants``.
+    Conversations are dealt to ``tenants``.
     """
     told = [traced for traced in trace if traced.blocks]
     if not told:
@@ -46,8 +45,7 @@ def prompts(trace: Sequence[Traced], tenants: int) -> list[Prompt]:
 
 
 def _prompt(number: int, traced: Traced, tenants: int) -> Prompt:
-    session = traced.blocks[1 if len(traced.blocks) > 1 else 0]
-    tenant = random.Random(session).randrange(tenants)
+    tenant = traced.tenant(number, tenants)
     names = tuple(_name(tenant, block) for block in traced.blocks)
     return Prompt(number, traced.at, f"tenant-{tenant}", traced.prompt_tokens, names)
 

@@ -22,27 +22,14 @@ from kvstore.engine_events import (
 from kvstore.errors import WireError
 from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Subscribe
 from kvstore.relay_core import RelayCore, Told
+from tests.support import announcing
 
 NAMES = [bytes([i]) * 16 for i in range(9)]
 HASHES = [name + b"tail" * 4 for name in NAMES]
 
 
 def announce() -> Announce:
-    return Announce(
-        version=PROTOCOL_VERSION,
-        worker="prefill-0",
-        role="prefill",
-        generation="g0",
-        state="starting",
-        model="m",
-        http="unix:/x",
-        ship="zmq+ipc:///x",
-        fingerprint="",
-        block_size=32,
-        max_model_len=8192,
-        capacity_blocks=100,
-        seq=0,
-    )
+    return msgspec.structs.replace(announcing.announce(), state="starting")
 
 
 def wish(generation: str = "", seq: int = 0, version: int = PROTOCOL_VERSION) -> Subscribe:
