@@ -9,6 +9,7 @@ from typing import Literal
 from bench.directory.intake import BLOCKS_A_MESSAGE, BURST
 from bench.directory.measuring import Taken
 from bench.directory.world import LENGTH, Shape
+from bench.measures.bound import Bound
 from bench.measures.comparison import FEWEST_PAIRS, compare
 from bench.noise import NOISY_CORES
 from bench.reporting.document import Cell, Document, Paragraph, Section, Table
@@ -33,15 +34,6 @@ _NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Bound:
-    """What a metric is held to."""
-
-    metric: str
-    kind: Literal["at most", "at least"]
-    limit: float
-
-
 BOUNDS = (
     Bound("lookup_1e8_vs_1e6", "at most", 2.0),
     Bound("lookup_1000w_vs_8w", "at most", 1.5),
@@ -63,11 +55,8 @@ class Judgement:
     @property
     def outcome(self) -> Literal["kept", "short"]:
         """By the worse end."""
-        if self.bound.kind == "at most":
-            worse = self.value if self.high is None else self.high
-            return "kept" if worse <= self.bound.limit else "short"
-        worse = self.value if self.low is None else self.low
-        return "kept" if worse >= self.bound.limit else "short"
+        worse = self.high if self.bound.kind == "at most" else self.low
+        return "kept" if self.bound.kept(self.value if worse is None else worse) else "short"
 
 
 def judgements(taken: Taken, largest: Shape) -> list[Judgement]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from bench.measures.bound import Bound
 from bench.reporting.document import Cell, Document, Ecdf, Paragraph, Samples, Section, Table
 from bench.result import Verdict
 from bench.simulation.outcome import Oracle, Outcome
@@ -20,19 +20,6 @@ CONVERSATIONS = 12_031
 BLOCKS = 4000
 UTILIZATION = 0.8
 """And of such caches, and such a load."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What a metric is held to."""
-
-    metric: str
-    kind: Literal["at most", "at least"]
-    limit: float
-
-    def kept(self, value: float) -> bool:
-        """Whether it was."""
-        return value <= self.limit if self.kind == "at most" else value >= self.limit
 
 
 @dataclass(frozen=True)
