@@ -66,7 +66,7 @@ peers: $(PEERS)
 
 $(PEERS): $(STAMP) deploy/lock/peers.txt deploy/lock/guidellm.txt deploy/lock/mooncake.txt
 	$(PIP) install -qq --no-deps -r deploy/lock/peers.txt
-	$(BIN)/python -c 'import nixl._api'
+	$(BIN)/python -c 'import nixl._api, vllm_router.launch_router'
 	rm -rf $(GUIDE)
 	$(PYTHON) -m venv $(GUIDE)
 	$(GUIDE)/bin/python -m pip --disable-pip-version-check install -qq --no-deps \

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "selftest": "audit this client against the stub and other clients",
     "transport": "how fast KV moves between two processes, beside what the machine allows",
     "index": "what it costs a proxy to know what its workers hold",
+    "router": "what the proxy costs a request, beside another router",
     "simulate": "where requests of a trace go, and how long they wait, in a fleet you do not have",
     "calibrate": "how long a server's prefills take, for simulate",
     "headline": "the project's own reference table, measured on this machine",

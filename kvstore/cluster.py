@@ -121,14 +121,20 @@ class Dram(Section, frozen=True):
 
 
 class Proxy(Section, frozen=True):
-    """The OpenAI API. ``key`` in plain text is never kept here: see ``tenants``."""
+    """The OpenAI API. ``key`` in plain text is never kept here: see ``tenants``.
+
+    Of all ``max_requests`` at once, ``tenant_waiting`` of one tenant may wait for a prefill worker.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     body_mib: Positive = 8
     max_requests: Positive = 1024
+    tenant_waiting: Positive = 256
     request_seconds: Seconds = 600.0
     connect_seconds: Seconds = 2.0
+    remember_mib: Positive = 256
+    remember_tenant_mib: Positive = 64
 
 
 class Tenant(Section, frozen=True):
@@ -182,7 +188,10 @@ class Addresses(Section, frozen=True):
 
 
 class WorkerSettings(Section, frozen=True):
-    """What one worker's processes need to know; travels inside vLLM's connector settings."""
+    """What one worker's processes need to know; travels inside vLLM's connector settings.
+
+    ``dram_feed``: where its relay hears what can be loaded from DRAM; "" where nothing can.
+    """
 
     worker: str
     role: Role
@@ -193,6 +202,7 @@ class WorkerSettings(Section, frozen=True):
     dram: Dram
     model_name: str
     slices: Positive = 1
+    dram_feed: str = ""
 
 
 def load(path: Path) -> ClusterConfig:
@@ -260,6 +270,13 @@ def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> A
         feed=f"zmq+tcp://{host}:{port + 2}",
         **private,
     )
+
+
+def dram_feed(config: ClusterConfig, run_dir: Path, role: Role) -> str:
+    """Where the DRAM tier's server tells relays of ``role``; "": such workers load nothing."""
+    if role == "decode" or not config.dram.enabled:
+        return ""
+    return f"zmq+ipc://{run_dir}/dram.feed"
 
 
 def tcp_ports(config: ClusterConfig, role: Role, index: int) -> list[int]:

@@ -31,6 +31,9 @@ SECRET_BYTES = 32
 CURVE_KEY_BYTES = 40
 """A CURVE key as Z85 text."""
 
+TOKEN_HEADER = "x-kvferry-token"  # noqa: S105 - its name
+"""Where an HTTP request bears ``Credentials.http_token``."""
+
 _KEYS = "keys"
 _CLUSTER_KEY = "cluster.secret"
 

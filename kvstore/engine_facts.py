@@ -15,6 +15,7 @@ from kvstore.errors import ConfigError
 from kvstore.layout import KVGroup, KVLayout
 from kvstore.pages import KVPages
 from kvstore.slices import HeadSlice, slices_of_rank
+from kvstore.text_rules import TextRules
 
 SETTINGS_KEY = "kvferry"
 """Where a worker's settings lie in vLLM's ``kv_connector_extra_config``."""
@@ -105,6 +106,31 @@ def layout_of(
         ranks=vllm_config.parallel_config.tensor_parallel_size,
         groups=groups,
     )
+
+
+def text_rules_of(state: Any) -> TextRules | None:
+    """How the engine behind vLLM's application ``state`` turns text into tokens.
+
+    None where its tokenizer is not one of the ``tokenizers`` library. Takes up to a second.
+    """
+    renderer = state.serving_render.online_renderer
+    tokenizer = renderer.renderer.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    described = msgspec.Raw(backend.to_str().encode())
+    variables = {**tokenizer.special_tokens_map, **renderer.default_chat_template_kwargs}
+    return TextRules(described, variables, _chat_template(renderer))
+
+
+def _chat_template(renderer: Any) -> str | None:
+    if renderer.use_harmony:  # GPT-OSS's chats are written by a library
+        return None
+    try:
+        template = renderer.renderer.tokenizer.get_chat_template(renderer.chat_template)
+    except ValueError:  # the tokenizer has none
+        return None
+    return template if isinstance(template, str) else None
 
 
 def engine_version() -> str:

@@ -1,4 +1,5 @@
-"""The proxy's end of the feed: keeps a :class:`~kvstore.index.Directory` true.
+"""The proxy's end of the feed: keeps a :class:`~kvstore.index.Directory` true, and
+:class:`~kvstore.engagements.Engagements`.
 
 One connection per worker's relay. Each is asked every second for what comes after the last known
 state, which is also the subscription's lease, and at once when something was missed. Relays that
@@ -10,18 +11,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import zmq
 import zmq.asyncio
 
 from kvstore.blockhash import are_names
 from kvstore.codec import MAX_HEADER_BYTES, decode, encode
 from kvstore.credentials import Credentials
+from kvstore.engagements import Engagements
 from kvstore.errors import WireError
 from kvstore.index import Directory
-from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot, Subscribe
+from kvstore.messages import (
+    PROTOCOL_VERSION,
+    Announce,
+    Delta,
+    Engaged,
+    Role,
+    Snapshot,
+    Subscribe,
+)
 from kvstore.transport.sockets import SocketOptions, dial
 
 SUBSCRIBE_SECONDS = 1.0
@@ -34,6 +45,7 @@ _OPTIONS = SocketOptions(
     heartbeats=False,  # Leases tell who is there, and this end may be slow to read.
 )
 _BURST = 64
+_MOST_SECONDS = 86_400.0
 _BURST_BYTES = 1 << 20
 """When so much has come others run first: entering it takes some 30 ms."""
 
@@ -55,16 +67,32 @@ class FeedClient:
         directory: Directory,
     ) -> None:
         self.dropped = 0
+        self.engagements = Engagements()
         self._uris = dict(uris)
         self._credentials = credentials
         self._name = name
         self._directory = directory
+        self._heard: Callable[[], None] = lambda: None
+        self._sockets: dict[str, zmq.asyncio.Socket] = {}
+        self._told: dict[str, tuple[Engaged, float]] = {}
+        self._proxies: dict[str, int] = {}
 
-    async def run(self) -> None:
+    def tell(self, worker: Announce, prompts: int, seconds: float) -> None:
+        """Other proxies, if there are any, are to know what this one has ``worker`` busy with.
+
+        What it is busy with is told again every second, and anything that could not be sent.
+        """
+        told = Engaged(worker.worker, worker.generation, self._name, prompts, 0.0)
+        self._told[worker.worker] = (told, time.monotonic() + seconds)
+        self._tell_again(worker.worker)
+
+    async def run(self, heard: Callable[[], None] = lambda: None) -> None:
         """Follows until it is cancelled, and closes everything then.
 
-        Raises ConfigError, before anything is followed, if an address cannot be dialled.
+        ``heard`` is called when anything came. Raises ConfigError, before anything is followed, if
+        an address cannot be dialled.
         """
+        self._heard = heard
         context = zmq.asyncio.Context()
         sockets: list[zmq.asyncio.Socket] = []
         try:
@@ -81,8 +109,13 @@ class FeedClient:
 
     async def _expire(self) -> None:
         while True:
-            for worker in self._directory.expire(time.monotonic()):
+            gone = self._directory.expire(time.monotonic())
+            for worker in gone:
                 log.warning("worker %s is gone: nothing was heard of it", worker)
+                for known in (self._sockets, self._told, self._proxies):
+                    known.pop(worker, None)
+            self.engagements.forget(gone)
+            self.engagements.expire(time.monotonic())
             await asyncio.sleep(SUBSCRIBE_SECONDS)
 
     async def _follow(self, socket: zmq.asyncio.Socket) -> None:
@@ -90,6 +123,7 @@ class FeedClient:
         while True:
             if time.monotonic() >= due:
                 sent = await self._subscribe(socket, worker)
+                self._tell_again(worker)
                 due = time.monotonic() + (SUBSCRIBE_SECONDS if sent else _RETRY_SECONDS)
             if await socket.poll(max(1, int((due - time.monotonic()) * 1000))):
                 worker = await self._hear(socket, worker)
@@ -106,6 +140,22 @@ class FeedClient:
         except zmq.Again:
             return False  # not connected
         return True
+
+    def _tell_again(self, worker: str) -> None:
+        if worker not in self._told or worker not in self._sockets:
+            return
+        told, until = self._told[worker]
+        # Who is late is expected to take as long again.
+        seconds = min(abs(until - time.monotonic()), _MOST_SECONDS)
+        message = msgspec.structs.replace(told, seconds=seconds if told.prompts else 0.0)
+        if self._proxies.get(worker, 0) < 2:
+            sent_it = True  # there is nobody to be told
+        else:
+            sent = asyncio.ensure_future(self._sockets[worker].send(encode(message), zmq.NOBLOCK))
+            # With that flag the socket has tried by now, and will not again.
+            sent_it = sent.done() and sent.exception() is None
+        if sent_it and not told.prompts:
+            del self._told[worker]
 
     async def _hear(self, socket: zmq.asyncio.Socket, worker: str) -> str:
         """Takes in what has arrived, up to a bound; the worker at the other end."""
@@ -124,12 +174,21 @@ class FeedClient:
             size += sum(len(frame) for frame in frames)
             if isinstance(message, Announce | Snapshot | Delta) and _well_named(message):
                 messages.append(message)
+            elif isinstance(message, Engaged) and self._sockets.get(message.worker) is socket:
+                self.engagements.apply(message, time.monotonic())
             else:
                 self.dropped += 1
             if size >= _BURST_BYTES:
                 break
         self._directory.apply_all(messages, time.monotonic())
-        return messages[-1].worker if messages else worker
+        for message in messages:
+            if isinstance(message, Announce):
+                self._sockets[message.worker] = socket
+                self._proxies[message.worker] = message.proxies
+        if messages:
+            worker = messages[-1].worker
+        self._heard()
+        return worker
 
 
 def _well_named(message: Announce | Snapshot | Delta) -> bool:

@@ -1,22 +1,26 @@
 """The ASGI middleware in front of a worker's vLLM server.
 
-It lets only kvferry's own proxies in; what a leg is told beyond vLLM's answer is its role's
-(``prefill.gate``, ``decode.gate``). vLLM loads it by name (``--middleware``) and gives it nothing,
-so it finds its settings where vLLM keeps the connector's.
+It lets only kvferry's own proxies in, and tells them how the engine turns text into tokens; what a
+leg is told beyond vLLM's answer is its role's (``prefill.gate``, ``decode.gate``). vLLM loads it by
+name (``--middleware``) and gives it nothing, so it finds its settings where vLLM keeps the
+connector's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from kvstore.cluster import WorkerSettings
-from kvstore.credentials import load_or_create
-from kvstore.engine_facts import worker_settings
+import msgspec
 
-TOKEN_HEADER = b"x-kvferry-token"
+from kvstore.cluster import WorkerSettings
+from kvstore.credentials import TOKEN_HEADER, load_or_create
+from kvstore.engine_facts import text_rules_of, worker_settings
+from kvstore.text_rules import TEXT_RULES_PATH
+
 TRANSFER_HEADER = b"x-kvferry-transfer"
 
 _OPEN_PATHS = frozenset({"/health"})
@@ -35,6 +39,7 @@ class Gate:
         self._app = app
         self._token = b""
         self._is_open = False
+        self._text_rules: bytes | None = None
 
     def listen(self, settings: WorkerSettings) -> None:
         """Begin to listen to the worker's connectors, on the running event loop."""
@@ -53,6 +58,8 @@ class Gate:
             await self._app(scope, receive, send)
         elif scope["path"] not in _OPEN_PATHS and not self._admits(dict(scope["headers"])):
             await answer(send, 401, b'{"error":"only this cluster\'s proxies may call a worker"}')
+        elif scope["path"] == TEXT_RULES_PATH:
+            await self._tell_text_rules(scope, send)
         else:
             await self.serve(scope, receive, send)
 
@@ -64,8 +71,19 @@ class Gate:
         self.listen(settings)
         self._is_open = True
 
+    async def _tell_text_rules(self, scope: Scope, send: Send) -> None:
+        if self._text_rules is None:
+            # Kept, some megabytes: writing it out stops all else for up to half a second, so that
+            # is best done when the first proxy asks, which is before the first client does.
+            rules = await asyncio.to_thread(text_rules_of, scope["app"].state)
+            self._text_rules = b"" if rules is None else msgspec.json.encode(rules)
+        if self._text_rules:
+            await answer(send, 200, self._text_rules)
+        else:
+            await answer(send, 404, b'{"error":"this tokenizer cannot be told"}')
+
     def _admits(self, headers: dict[bytes, bytes]) -> bool:
-        return hmac.compare_digest(headers.get(TOKEN_HEADER, b""), self._token)
+        return hmac.compare_digest(headers.get(TOKEN_HEADER.encode(), b""), self._token)
 
 
 def named_transfer(scope: Scope) -> bytes | None:

@@ -8,6 +8,7 @@ worker's gate tells (decode.gate).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -91,6 +92,8 @@ class EngineRequest(Protocol):
     def prompt_token_ids(self) -> list[int] | None: ...
     @property
     def cache_salt(self) -> str | None: ...
+    @property
+    def block_hashes(self) -> Sequence[bytes]: ...
     @property
     def kv_transfer_params(self) -> dict[str, object] | None: ...
 

@@ -64,7 +64,7 @@ def open_copy(settings: WorkerSettings, vllm_config: EngineConfig, layout: KVLay
     naming = Naming(namespace(settings.model_name, vllm_config), layout.ranks)
     scope = Scope(naming.namespace, layout.fingerprint, layout.rank, layout.ranks)
     shape = TierShape(layout.groups, layout.block_size, settings.dram.chunk_tokens)
-    return LMCacheCopy(settings.dram, naming, scope, shape)
+    return LMCacheCopy(settings.dram, settings.worker, naming, scope, shape)
 
 
 def _keeps(settings: WorkerSettings, groups: tuple[KVGroup, ...]) -> bool:

@@ -26,9 +26,12 @@ from lmcache.v1.multiprocess.custom_types import (
     IPCCacheServerKey,
     RegisterEngineDrivenContextPayload,
 )
+from lmcache.v1.multiprocess.protocols.server_module import ServerModuleCallRequest
 from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
 
+from kvstore.codec import encode
 from kvstore.errors import TierDown
+from kvstore.messages import Filed, TierMessage
 from kvstore.tier_seal import SEAL_BYTES, Bytes
 
 ChunksKey: TypeAlias = Any
@@ -38,6 +41,10 @@ Pending: TypeAlias = Any
 Answer: TypeAlias = Any
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where POSIX shared memory has its names
+
+TELL = "kvferry.tell"
+"""The one method of our own that the server has (``kvstore.lmcache_server_module``)."""
+
 _SEGMENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _PAGE = 4096
 MOMENT_SECONDS = 0.25
@@ -111,6 +118,14 @@ class Link:
         theirs = self.call(self.client.get_chunk_size(), seconds)
         if theirs != chunk_tokens:
             raise TierDown(f"LMCache has chunks of {theirs} tokens, not {chunk_tokens}")
+
+    def tell(self, message: TierMessage, seconds: float) -> None:
+        """Tell our own module in the server. Raise TierDown when it does not take it."""
+        request = ServerModuleCallRequest(TELL, encode(message))
+        answer = self.call(self.client.server_module_call(request), seconds)
+        if not answer.success:
+            # Why is in the server's own log; it might quote what ours must not.
+            raise TierDown(f"LMCache's server refuses our {type(message).__name__}")
 
     def close(self) -> None:
         """Give the connection up, with everything unsent or unanswered on it."""
@@ -207,6 +222,10 @@ class Registration:
         if not slots:
             self._reserved.discard(key.request_id)
         return [(at, self._view(slot)) for at, slot in zip(positions, slots, strict=True)]
+
+    def file(self, filed: Filed, seconds: float) -> None:
+        """What was reserved has been filled with ``filed``; to be called before ``commit``."""
+        self._link.tell(filed, seconds)
 
     def commit(self, key: ChunksKey, seconds: float) -> bool:
         """What was reserved for ``key`` is complete: make it visible."""

@@ -3,7 +3,7 @@
 ::
 
     engine's thread                     tier thread (a registration for each part)
-      store, load ──▶ OpQueue ──▶ reserve ─▶ gather, seal ─▶ commit
+      store, load ──▶ OpQueue ──▶ reserve ─▶ gather, seal ─▶ file ─▶ commit
       drain ◀── results ──┘       read ───▶ scatter, verify ─▶ unlock
       withdraw                    nothing to do: probe; lost: reconnect and register anew
 
@@ -20,11 +20,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvstore.blockhash import NAME_BYTES
 from kvstore.clock import Clock
 from kvstore.cluster import Dram
 from kvstore.errors import TierDown
 from kvstore.lmcache_filing import Filing, filings
 from kvstore.lmcache_tier_link import Link, Naming, Registration
+from kvstore.messages import Enrol
 from kvstore.pages import KVPages, open_pages
 from kvstore.tier import Health, Job, Kind, OpQueue, TierOp, TierResult, is_salt
 from kvstore.tier_seal import Bytes, Scope, is_whole, names, write_seal
@@ -59,12 +61,14 @@ class LMCacheCopy:
     def __init__(
         self,
         dram: Dram,
+        worker: str,
         naming: Naming,
         scope: Scope,
         shape: TierShape,
         clock: Clock = time.monotonic,
     ) -> None:
         self._dram = dram
+        self._worker = worker
         self._shape = shape
         self._filings = filings(naming, scope, shape)
         self._clock = clock
@@ -125,7 +129,7 @@ class LMCacheCopy:
             self._thread.join(self._dram.operation_seconds + 2 * self._attempt)
 
     def _submit(self, kind: Kind, op: TierOp) -> None:
-        reason = self._misfit(op)
+        reason = self._misfit(op) or (self._unnamed(op) if kind == "store" else None)
         with self._changed:
             if reason is None and self._health != "up":
                 reason = self._reason
@@ -150,6 +154,12 @@ class LMCacheCopy:
         if not all(0 <= page < pages for page in op.block_ids):
             return f"block ids beyond the {pages} attached"
         return None if is_salt(op.salt) else "not a salt"
+
+    def _unnamed(self, op: TierOp) -> str | None:
+        blocks = (op.end - op.start) // self._shape.block_size
+        if len(op.names) == blocks * NAME_BYTES:
+            return None
+        return f"{len(op.names)} bytes of names for {blocks} blocks"
 
     def _strand(self, jobs: Iterable[Job]) -> None:
         """These loads will not run: what was locked for them is to be unlocked."""
@@ -186,6 +196,7 @@ class LMCacheCopy:
         link = Link(self._dram.port, lambda: self._closing)
         try:
             link.require_chunk(self._dram.chunk_tokens, self._attempt)
+            link.tell(Enrol(self._worker, self._filings["chunks"].feed_scope), self._attempt)
             places = {part: self._register(link, of) for part, of in self._filings.items()}
             self._sign_off(places["chunks"])
             try:
@@ -264,6 +275,8 @@ class LMCacheCopy:
         self._end_copy()
         if self._left(job) <= 0:
             return _Outcome(ok=False, reason="too late")
+        for filed in filing.filed(op, key, [position for position, _ in slots]):
+            place.file(filed, self._left(job))
         if slots and not place.commit(key, self._left(job)):
             return _Outcome(ok=False, reason="LMCache has given the reservation up")
         place.forget(key.request_id)

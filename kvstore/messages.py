@@ -9,8 +9,12 @@ Version history of the protocol
         (``Hello``, ``Welcome``), by a lane between GPUs (``Rendezvous`` to ``Broken``)
     4   batches may have 8 MiB; a prefill worker tells its gate of prompts that it only ships
         (``Held``), and both tickets say what it is thought to hold
+    5   prefill workers tell the DRAM tier's server which blocks its objects hold (``Enrol``,
+        ``Filed``), and it feeds their relays; proxies tell each other through relays what they
+        have workers busy with (``Engaged``), where ``Announce.proxies`` says that there are others;
+        an operator has a worker drain (``Drain``)
 
-Three conversations:
+Four conversations:
 
 *Shipping*, decode worker (dials) to prefill worker (listens), one transfer at a time in order::
 
@@ -39,6 +43,16 @@ Three conversations:
       ◀───────────────────────────── Announce       who the worker is; every second, its lease
       ◀───────────────────────────── Snapshot*      when the subscriber has nothing or missed some
       ◀─────────────────────────────── Delta*       in sequence; a gap means: subscribe anew
+      Engaged ─────────────────────────────▶        what this proxy has the worker busy with
+      ◀───────────────────────────── Engaged        what another one has
+      Drain ───────────────────────────────▶        from an operator, who gets the next Announce
+
+*The DRAM tier*, of which its server feeds relays as a relay feeds proxies; ``Subscribe`` then names
+the relay's worker, and ``Announce`` and what follows it a scope::
+
+    prefill's engine                      the tier's server
+      Enrol (with every connection) ───────▶        which scope the worker can load from
+      Filed ───────────────────────────────▶        which blocks an object holds; then it is stored
 
 A relay starts a new ``generation`` with every start of its engine; sequence numbers count from
 zero within it.
@@ -50,7 +64,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Uri = Annotated[str, msgspec.Meta(max_length=512)]
@@ -255,7 +269,7 @@ class Subscribe(Message, frozen=True, tag=True):
 
 
 class Announce(Message, frozen=True, tag=True):
-    """Who a worker is, what it can do, where it listens."""
+    """Who a worker is, what it can do, where it listens; how many ``proxies`` follow its relay."""
 
     version: Count
     worker: Name
@@ -270,6 +284,26 @@ class Announce(Message, frozen=True, tag=True):
     max_model_len: Count
     capacity_blocks: Count
     seq: Count
+    proxies: Count = 0
+
+
+class Engaged(Message, frozen=True, tag=True):
+    """What ``proxy`` has sent to a worker and has not had back: ``prompts``, of which it expects
+    that computing them takes ``seconds`` from now on. Passed on to the other proxies as it is.
+    """
+
+    worker: Name
+    generation: Name
+    proxy: Name
+    prompts: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+
+class Drain(Message, frozen=True, tag=True):
+    """A worker is to be sent nothing new (``on``), or may be again."""
+
+    worker: Name
+    on: bool
 
 
 class Snapshot(Message, frozen=True, tag=True):
@@ -297,6 +331,29 @@ class Delta(Message, frozen=True, tag=True):
     cleared: bool
     added: Hashes
     removed: Hashes
+
+
+class Enrol(Message, frozen=True, tag=True):
+    """A prefill worker can load from the DRAM tier what is filed in ``scope``."""
+
+    worker: Name
+    scope: Name
+
+
+class Filed(Message, frozen=True, tag=True):
+    """Which blocks those objects hold that are reserved for tokens ``[start, end)`` of a session.
+
+    ``session`` is LMCache's, ``rank`` whose objects they are; each holds equally many of ``names``.
+    Blocks can be loaded in ``scope`` once ``parts`` objects that hold them are stored.
+    """
+
+    scope: Name
+    parts: Count
+    session: Name
+    rank: Count
+    start: Count
+    end: Count
+    names: Hashes
 
 
 class Outcome(Message, frozen=True, tag=True):
@@ -348,10 +405,11 @@ class Abandon(Message, frozen=True, tag=True):
 
 LaneMessage = Rendezvous | Entry | Shipment | Taken | Broken
 ShipMessage = Hello | Welcome | Ready | Blocks | Received | Failed | Cancel | LaneMessage
-FeedMessage = Subscribe | Announce | Snapshot | Delta
+FeedMessage = Subscribe | Announce | Engaged | Drain | Snapshot | Delta
+TierMessage = Enrol | Filed
 GateReport = Outcome | Begun | Held
 GateMessage = GateReport | Abandon
-AnyMessage = ShipMessage | FeedMessage | GateMessage
+AnyMessage = ShipMessage | FeedMessage | TierMessage | GateMessage
 
 
 class Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,7 +1,7 @@
-"""A worker's relay: the engine's cache events in, a feed for proxies out.
+"""A worker's relay: the engine's cache events in, and the DRAM tier's; a feed for proxies out.
 
 It runs beside the engine, in a thread of the process that supervises it, so it outlives the
-engine. It hears the engine on a private ipc socket; the feed is open to proxies only. What was
+engine. It hears both on private ipc sockets; the feed is open to proxies only. What was
 missed is asked for again; what cannot be had again makes everything known doubtful, and the worker
 counts as cold rather than as warmer than it is.
 
@@ -28,9 +28,10 @@ from kvstore.codec import decode, encode
 from kvstore.credentials import Credentials, PeerRole
 from kvstore.engine_events import Cleared, EventDecoder, EventOrder, InOrder
 from kvstore.errors import ConfigError, WireError
-from kvstore.messages import Announce, Subscribe, WorkerState
+from kvstore.messages import Announce, Drain, Engaged, Subscribe, WorkerState
 from kvstore.private import require_private
 from kvstore.relay_core import RelayCore, Told
+from kvstore.tier_feed import TierFeed
 from kvstore.transport.sockets import SocketOptions, close_listener, listen
 
 ANNOUNCE_SECONDS = 1.0
@@ -115,7 +116,7 @@ class Relay:
         feed: zmq.Socket[bytes],
         stop: threading.Event,
     ) -> None:
-        with closing(_Turns(context, self._core, feed, self._settings.addresses.events)) as turns:
+        with closing(_Turns(context, self._core, feed, self._settings)) as turns:
             self._listening.set_result(None)
             while not stop.is_set():
                 self._grant(turns)
@@ -137,23 +138,28 @@ class _Turns:
         context: zmq.Context[zmq.Socket[bytes]],
         core: RelayCore,
         feed: zmq.Socket[bytes],
-        events: str,
+        settings: WorkerSettings,
     ) -> None:
         self.core = core
         self._context = context
         self._feed = feed
-        self._engine = _Engine(context, events)
+        tier = settings.dram_feed
+        self._tier = TierFeed(context, tier, settings.worker) if tier else None
+        self._engine = _Engine(context, settings.addresses.events)
         self._decoder = EventDecoder()
         self._next_announce = 0.0
 
     def close(self) -> None:
-        """Closes the engine's sockets."""
+        """Closes the engine's sockets, and the tier's."""
         self._engine.close()
+        if self._tier is not None:
+            self._tier.close()
 
     def turn(self, now: float) -> None:
         """Waits for something to happen, at most a moment, and does what is due."""
         poller = zmq.Poller()
-        for socket in (self._feed, *self._engine.sockets):
+        tier = [self._tier.socket] if self._tier is not None else []
+        for socket in (self._feed, *self._engine.sockets, *tier):
             poller.register(socket, zmq.POLLIN)
         poller.poll(_TURN_MS)
         for _ in range(_BURST):
@@ -161,10 +167,11 @@ class _Turns:
                 break
         for arrived in self._engine.hear(now):
             self._take_in(arrived)
+        if self._tier is not None:
+            self.tell(self.core.apply("dram", self._tier.hear(now)))
         if now >= self._next_announce:
             self._next_announce = now + ANNOUNCE_SECONDS
-            self.core.expire(now)
-            self.tell([self.core.announce])
+            self.tell([*self.core.expire(now), self.core.announce])
 
     def restart(self, generation: str) -> None:
         """A new engine: nothing the old one sent may be heard any more."""
@@ -173,7 +180,7 @@ class _Turns:
         self._decoder = EventDecoder()
         self.tell(self.core.restart(generation))
 
-    def tell(self, messages: Iterable[Told]) -> None:
+    def tell(self, messages: Iterable[Told | Engaged]) -> None:
         """Sends ``messages`` to every subscriber; drops those that cannot take them."""
         for message in messages:
             frame = encode(message)
@@ -203,9 +210,17 @@ class _Turns:
             log.warning("feed: %s", error)
             return True
         if isinstance(message, Subscribe):
-            for told in self.core.subscribe(peer, message, now):
+            news = self.core.subscribe(peer, message, now)
+            for told in [*news, *self.core.engaged(message.proxy)] if news else []:
                 if not self._send(peer, encode(told)):
                     break
+        elif isinstance(message, Drain):
+            announce = self.core.drain(message)
+            self.tell([announce])
+            self._send(peer, encode(announce))
+        elif isinstance(message, Engaged):
+            for other in self.core.engage(peer, message):
+                self._send(other, frames[0])
         return True
 
     def _send(self, peer: bytes, frame: bytes) -> bool:
@@ -214,7 +229,7 @@ class _Turns:
         except zmq.ZMQError as error:
             # Gone, or its queue is full: either way it would miss this one.
             log.info("feed: subscriber dropped: %s", error.strerror)
-            self.core.drop(peer)
+            self.tell(self.core.drop(peer))
             return False
         return True
 

@@ -21,6 +21,8 @@ from kvstore.messages import (
     PROTOCOL_VERSION,
     Announce,
     Delta,
+    Drain,
+    Engaged,
     Snapshot,
     Subscribe,
     Tier,
@@ -40,8 +42,10 @@ Told = Announce | Snapshot | Delta
 
 @dataclass
 class _Subscriber:
+    proxy: str
     lease_until: float
     next_snapshot: float
+    engaged: Engaged | None = None
 
 
 class RelayCore:
@@ -53,6 +57,8 @@ class RelayCore:
 
     def __init__(self, announce: Announce) -> None:
         self._announce = msgspec.structs.replace(announce, version=PROTOCOL_VERSION, seq=0)
+        self._state = announce.state
+        self._drained = False
         self._copies: dict[Tier, Counter[bytes]] = {tier: Counter() for tier in get_args(Tier)}
         self._history: deque[Delta] = deque(maxlen=_HISTORY)
         self._subscribers: dict[bytes, _Subscriber] = {}
@@ -76,20 +82,37 @@ class RelayCore:
             state=now.state,
             generation=now.generation,
             seq=now.seq,
+            proxies=now.proxies,
         )
         return self._announce
 
     def set_state(self, state: WorkerState) -> Announce:
         """Announces another state; to be sent to all."""
+        self._state = state
+        return self._announce_state()
+
+    def drain(self, wish: Drain) -> Announce:
+        """The worker drains whenever it is ready, until that is taken back; to be sent to all."""
+        if wish.worker == self._announce.worker:
+            self._drained = wish.on
+        return self._announce_state()
+
+    def _announce_state(self) -> Announce:
+        drains = self._drained and self._state == "ready"
+        state: WorkerState = "draining" if drains else self._state
         self._announce = msgspec.structs.replace(self._announce, state=state)
         return self._announce
 
     def restart(self, generation: str) -> list[Told]:
-        """The engine starts anew: nothing is held. What to send to all."""
+        """The engine starts anew with nothing in its memory. What to send to all.
+
+        What is in DRAM outlives it.
+        """
         self._announce = msgspec.structs.replace(self._announce, generation=generation, seq=0)
         self._history.clear()
-        for copies in self._copies.values():
-            copies.clear()
+        self._copies["gpu"].clear()
+        for known in self._subscribers.values():
+            known.engaged = None
         return [self._announce, *self._snapshot()]
 
     def apply(self, tier: Tier, events: Iterable[Event]) -> list[Delta]:
@@ -128,17 +151,49 @@ class RelayCore:
         since = self._since(wish.seq) if continues else None
         told: Iterable[Snapshot | Delta] = self._snapshot() if since is None else since
         next_snapshot = now + SNAPSHOT_SECONDS if since is None else now
-        self._subscribers[peer] = _Subscriber(now + LEASE_SECONDS, next_snapshot)
+        self._admit(peer, _Subscriber(wish.proxy, now + LEASE_SECONDS, next_snapshot))
         return [self._announce, *told]
 
-    def drop(self, peer: bytes) -> None:
-        """Forgets a subscriber; it may subscribe again."""
-        self._subscribers.pop(peer, None)
+    def engaged(self, proxy: str) -> list[Engaged]:
+        """What other proxies than this one have the worker busy with: for who is new."""
+        known = [one.engaged for one in self._subscribers.values() if one.proxy != proxy]
+        return [one for one in known if one is not None]
 
-    def expire(self, now: float) -> None:
-        """Forgets subscribers that have not renewed their lease."""
-        for peer in [p for p, known in self._subscribers.items() if now >= known.lease_until]:
-            self.drop(peer)
+    def engage(self, peer: bytes, message: Engaged) -> list[bytes]:
+        """Takes in what a subscriber has this worker busy with; whom to pass it on to."""
+        known = self._subscribers.get(peer)
+        here = self._announce.worker, self._announce.generation
+        if known is None or (message.worker, message.generation) != here:
+            return []
+        if message.proxy != known.proxy:
+            return []
+        known.engaged = message if message.prompts else None
+        return [other for other in self._subscribers if other != peer]
+
+    def drop(self, peer: bytes) -> list[Engaged]:
+        """Forgets a subscriber; it may subscribe again. What to tell the others."""
+        known = self._subscribers.pop(peer, None)
+        self._count_proxies()
+        if known is None or known.engaged is None:
+            return []
+        return [msgspec.structs.replace(known.engaged, prompts=0, seconds=0.0)]
+
+    def expire(self, now: float) -> list[Engaged]:
+        """Forgets subscribers that have not renewed their lease; what to tell the others."""
+        late = [peer for peer, known in self._subscribers.items() if now >= known.lease_until]
+        return [told for peer in late for told in self.drop(peer)]
+
+    def _admit(self, peer: bytes, subscriber: _Subscriber) -> None:
+        """In place of what the same proxy was known by before it connected anew."""
+        for other, known in list(self._subscribers.items()):
+            if known.proxy == subscriber.proxy:
+                subscriber.engaged = known.engaged
+                del self._subscribers[other]
+        self._subscribers[peer] = subscriber
+        self._count_proxies()
+
+    def _count_proxies(self) -> None:
+        self._announce = msgspec.structs.replace(self._announce, proxies=len(self._subscribers))
 
     def _record(
         self, tier: Tier, cleared: bool, added: Sequence[bytes], removed: Sequence[bytes]

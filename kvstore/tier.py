@@ -43,11 +43,15 @@ def is_salt(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TierKey:
-    """A request and the prompt it asks about, in its tenant's scope."""
+    """A request and the prompt it asks about, in its tenant's scope.
+
+    ``names`` are those of its whole blocks (``kvstore.blockhash``); a lookup needs none.
+    """
 
     request: str
     tokens: Sequence[int]
     salt: str
+    names: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ class TierOp:
     ``tokens`` are the prompt's from its start to ``end`` or beyond; ``start`` and ``end`` are
     multiples of the tier's chunk. ``block_ids`` are those of the chunks of ``[start, end)``, or of
     the window before ``end`` (``start`` is then one chunk before), in the order ``TierShape``
-    gives. A load leaves the pages of the first ``skip_blocks`` of them untouched.
+    gives. A load leaves the pages of the first ``skip_blocks`` of them untouched. ``names`` joins
+    those of the blocks of ``[start, end)``; a load needs none.
     """
 
     op: int
@@ -69,6 +74,7 @@ class TierOp:
     block_ids: list[int]
     skip_blocks: int = 0
     part: Part = "chunks"
+    names: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ import msgspec
 from kvstore import cluster, keeper, probe, vitals
 from kvstore.child import Child, kill_group
 from kvstore.cluster import ClusterConfig, WorkerSettings
-from kvstore.credentials import Credentials, load_or_create
+from kvstore.credentials import TOKEN_HEADER, Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.launch import Command
 from kvstore.machine import Machine, inspect
@@ -54,7 +54,6 @@ TELL_EVERY = 15.0
 LISTEN_SECONDS = 10.0
 
 _TAIL_LINES = 80
-TOKEN_HEADER = "x-kvferry-token"  # noqa: S105 - its name
 
 EngineCommand = Callable[[ClusterConfig, WorkerSettings, Machine, bool], Command]
 
@@ -92,6 +91,7 @@ class Job:
             dram=self.config.dram,
             model_name=self.config.model.name,
             slices=self.config.slices,
+            dram_feed=cluster.dram_feed(self.config, self.run_dir, self.role),
         )
 
     def announce(self, generation: str) -> Announce:

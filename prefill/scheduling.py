@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvstore.blockhash import prompt_digest
+from kvstore.blockhash import block_names, prompt_digest
 from kvstore.clock import Clock
 from kvstore.errors import WireError
 from kvstore.handoff import (
@@ -131,7 +131,8 @@ class PrefillScheduling:
     def added(self, request: EngineRequest) -> None:
         """A request joins the engine's queue."""
         tokens = list(request.prompt_token_ids or ())
-        key = TierKey(request.request_id, tokens, request.cache_salt or "")
+        names = block_names(request.block_hashes)
+        key = TierKey(request.request_id, tokens, request.cache_salt or "", names)
         self._tracked[key.request] = _Tracked(key, *self._ticket(request, len(tokens)))
         self._tier.start(key)
 

@@ -87,4 +87,5 @@ class TierOrders:
                 tables[group][position] for group, position in self._shape.places(part, start, end)
             ],
             part=part,
+            names=b"".join(key.names[start // self._block_size : end // self._block_size]),
         )

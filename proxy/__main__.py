@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,11 +23,15 @@ from kvstore.credentials import Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import ROLES
+from kvstore.messages import ROLES, Announce
 from proxy.app import Api, create
 from proxy.identity import Keyring
+from proxy.learning import Learner
 from proxy.metrics import Metrics
-from proxy.pipeline import Pipeline, Settings
+from proxy.pipeline import Parts, Pipeline, Settings
+from proxy.remembered import Remembered
+from proxy.render import Renderer
+from proxy.render_counts import RenderCounts
 from proxy.upstream import Upstream
 
 LEASE_SECONDS = 5.0
@@ -49,20 +55,30 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
         4 * config.proxy.max_requests,
     )
     settings = Settings(config.proxy, config.ship, credentials.salt_key())
-    pipeline = Pipeline(settings, directory, upstream, metrics)
+
+    def ready() -> list[Announce]:
+        directory.expire(time.monotonic())
+        return [worker for worker in directory.workers("decode") if worker.state == "ready"]
+
+    remembered = Remembered(config.proxy.remember_mib << 20, config.proxy.remember_tenant_mib << 20)
+    learner = Learner(upstream, ready, remembered.forget)
+    counts = RenderCounts(metrics.registry, lambda: remembered.size)
+    renderer = Renderer(upstream, learner, remembered, counts)
     uris = {
         cluster.addresses(config, run_dir, role, index).feed: role
         for role in ROLES
         for index in range(config.workers(role).count)
     }
-    name = f"proxy-{secrets.token_hex(4)}"
+    feed = FeedClient(uris, credentials, f"proxy-{secrets.token_hex(4)}", directory)
+    pipeline = Pipeline(settings, Parts(directory, feed, upstream, metrics, renderer))
 
     @asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
-        feed = FeedClient(uris, credentials, name, directory)
         async with upstream:
-            following = asyncio.create_task(feed.run(), name="feed")
-            following.add_done_callback(_report)
+            following = asyncio.create_task(feed.run(pipeline.heard), name="feed")
+            learning = asyncio.create_task(learner.run(), name="learning")
+            for task in (following, learning):
+                task.add_done_callback(_report)
             await asyncio.sleep(0)
             if following.done():  # an address that cannot be dialled
                 following.result()
@@ -70,13 +86,19 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
                 yield
             finally:
                 following.cancel()
-                await asyncio.wait({following})
+                learning.cancel()
+                await asyncio.wait({following, learning})
+                renderer.close()
 
-    return create(Api(pipeline, Keyring(config.tenants), metrics, config.proxy), lifespan)
+    return create(
+        Api(pipeline, Keyring(config.tenants, credentials.http_token()), metrics, config.proxy),
+        lifespan,
+    )
 
 
 def serve(config: ClusterConfig, run_dir: Path, state_dir: Path) -> None:
     """Serves until SIGINT or SIGTERM. Raises ConfigError if it cannot start."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads are the renderer's own
     credentials = load_or_create(state_dir)
     listener = _listen(config.proxy.host, config.proxy.port)
     settings = uvicorn.Config(
@@ -136,9 +158,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _report(following: asyncio.Task[None]) -> None:
-    if not following.cancelled() and (error := following.exception()) is not None:
-        log.error("the feed ended: %s: %s", type(error).__name__, error)
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s ended: %s: %s", task.get_name(), type(error).__name__, error)
 
 
 if __name__ == "__main__":

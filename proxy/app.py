@@ -17,15 +17,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from kvstore.cluster import Proxy, Tenant
+from kvstore.credentials import TOKEN_HEADER
 from kvstore.errors import ApiError
 from kvstore.messages import ROLES
 from proxy import faults
-from proxy.dispatch import Call
 from proxy.identity import Keyring
+from proxy.jobs import Call
 from proxy.loads import Places
 from proxy.metrics import CLIENT_GONE, CONTENT_TYPE, Metrics, Story
 from proxy.pipeline import Answer, Pipeline
-from proxy.requests import Route
+from proxy.requests import PATHS, Route
 
 log = logging.getLogger("kvferry.proxy")
 
@@ -60,7 +61,25 @@ class Api:
             story.status, story.reason = error.status, error.code or ""
             self._metrics.told(story)
             return refusal(error, request_id)
-        return Exchange(self._pipeline, Call(route, tenant, body, request_id, arrived))
+        explained = self._keyring.operator(request.headers.get(TOKEN_HEADER))
+        call = Call(route, tenant, body, request_id, arrived, explained)
+        return Exchange(self._pipeline, call)
+
+    async def explain(self, tenant: str, route: str, request: Request) -> Response:
+        """What would be done with a request of ``tenant``, for operators."""
+        request_id, arrived = secrets.token_hex(16), time.monotonic()
+        try:
+            if not self._keyring.operator(request.headers.get(TOKEN_HEADER)):
+                raise faults.unauthorized()
+            known = self._keyring.named(tenant)
+            if known is None or route not in PATHS:
+                raise faults.not_explained(tenant, route)
+            with self._reading.one():
+                body = await self._body(request)
+            call = Call(route, known, body, request_id, arrived)
+            return _json(await self._pipeline.explain(call))
+        except ApiError as error:
+            return refusal(error, request_id)
 
     def models(self, request: Request) -> Response:
         """The models that live workers serve."""
@@ -93,7 +112,8 @@ class Api:
 
     def metrics(self) -> Response:
         """Prometheus exposition."""
-        return Response(self._metrics.exposition(*self._counts()), media_type=CONTENT_TYPE)
+        told = self._metrics.exposition(*self._counts(), self._pipeline.waiting)
+        return Response(told, media_type=CONTENT_TYPE)
 
     def _counts(self) -> tuple[int, int]:
         ready = {
@@ -217,6 +237,10 @@ def create(api: Api, lifespan: Lifespan) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await api.generate("completions", request)
+
+    @app.post("/kvferry/explain/{tenant}/{route}")
+    async def explain(tenant: str, route: str, request: Request) -> Response:
+        return await api.explain(tenant, route, request)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:

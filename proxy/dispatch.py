@@ -15,21 +15,25 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kvstore.cluster import Ship, Tenant
+from kvstore.cluster import Ship
+from kvstore.curves import Sample
 from kvstore.errors import WireError, WorkerLost
 from kvstore.handoff import (
     DecodeTicket,
     LocalTicket,
     PrefillReport,
     PrefillTicket,
+    decode_computes_rest,
     prefill_report,
 )
 from kvstore.messages import Announce, Outcome, Times
 from proxy import legs, usage
 from proxy.flight import Flight
+from proxy.jobs import Job
 from proxy.metrics import Metrics
-from proxy.requests import PATHS, ClientRequest, Route
+from proxy.requests import PATHS
 from proxy.steering import DecodeOnly, Disaggregated
+from proxy.turns import Turns
 from proxy.upstream import REQUEST_HEADER, TRANSFER_HEADER, Reply, Upstream
 from proxy.usage import Path, PrefillEnd
 from proxy.wire import decoded
@@ -40,34 +44,11 @@ Told = TypeVar("Told")
 _ABANDON_PAUSES = (0.05, 0.1, 0.25, 0.5, *(1.0 for _ in range(30)))
 """Seconds between tellings; together about as long as decode would wait by itself."""
 
+LEAST_MS = 0.1
+"""No prompt is computed in less."""
+
 Spare = Callable[[str, str], Announce | None]
 """(model, worker that was lost) to another decode worker, if there is one."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A client's call, authenticated, its body read; it ``arrived`` before both."""
-
-    route: Route
-    tenant: Tenant
-    body: bytes
-    request_id: str
-    arrived: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request, ready to be planned and sent. ``tokens``: its prompt, where it is known.
-
-    ``alone`` says why the decode worker has to serve it by itself, None if it need not.
-    """
-
-    call: Call
-    request: ClientRequest
-    model: str
-    salt: str
-    tokens: list[int] | None
-    alone: str | None
 
 
 @dataclass(frozen=True)
@@ -88,11 +69,14 @@ class Sent:
 class Dispatch:
     """Sends legs. Without state of its own: what a request holds is in its flight."""
 
-    def __init__(self, upstream: Upstream, ship: Ship, metrics: Metrics, spare: Spare) -> None:
+    def __init__(
+        self, upstream: Upstream, ship: Ship, metrics: Metrics, spare: Spare, turns: Turns
+    ) -> None:
         self._upstream = upstream
         self._ship = ship
         self._metrics = metrics
         self._spare = spare
+        self._turns = turns
 
     async def send(self, job: Job, plan: Disaggregated | DecodeOnly, flight: Flight) -> Sent:
         """Both legs of ``plan``; returns when the decode leg answers. Raises WorkerLost."""
@@ -101,9 +85,9 @@ class Dispatch:
             ticket = DecodeTicket(
                 transfer=secrets.token_hex(16),
                 ttl_ms=_milliseconds(self._ship.deadline_seconds),
-                ship=plan.prefill.ship,
-                sender_generation=plan.prefill.generation,
-                held=plan.held,
+                ship=plan.given.worker.ship,
+                sender_generation=plan.given.worker.generation,
+                held=plan.given.held,
             )
             leg = self._prefill_leg(job, plan, ticket.transfer, flight)
             flight.to_prefill(asyncio.create_task(leg, name="prefill leg"))
@@ -114,6 +98,8 @@ class Dispatch:
         outcome, times = _told(reply.outcome), _told(reply.times)
         alone = plan.reason if isinstance(plan, DecodeOnly) else None
         path, reason = usage.path_taken(alone, ticketed, outcome)
+        if isinstance(plan, Disaggregated) and reason == "deadline":
+            self._turns.failed(plan.given)  # its leg may hang for as long as the answer takes
         return Sent(reply, decode, path, reason, outcome, times)
 
     async def _decode_leg(
@@ -155,20 +141,21 @@ class Dispatch:
     ) -> PrefillEnd:
         assert job.tokens is not None
         ttl_ms = _milliseconds(self._ship.deadline_seconds)
-        ticket = PrefillTicket(transfer, ttl_ms, plan.held)
+        ticket = PrefillTicket(transfer, ttl_ms, plan.given.held)
         body = legs.prefill_body(job.model, job.tokens, job.salt, ticket)
-        with flight.counted(plan.prefill):
-            request_id = job.call.request_id
-            end = await self._prefilled(plan.prefill.http, body, request_id, transfer)
-        if end.failure is not None:
+        request_id, worker = job.call.request_id, plan.given.worker
+        with flight.counted(worker):
+            end = await self._prefilled(worker.http, body, request_id, transfer)
+        if end.failure is None:
+            took = _took(end, len(job.tokens), worker.block_size)
+            self._turns.ended(plan.given, computed=True, took=took)
+        else:
+            self._turns.failed(plan.given)
             self._metrics.leg_failed("prefill", end.failure)
             log.warning(
-                "request=%s prefill leg on %s failed: %s",
-                job.call.request_id,
-                plan.prefill.worker,
-                end.failure,
+                "request=%s prefill leg on %s failed: %s", request_id, worker.worker, end.failure
             )
-            await self._abandon(transfer, job.call.request_id, flight)
+            await self._abandon(transfer, request_id, flight)
         return end
 
     async def _prefilled(
@@ -209,6 +196,16 @@ class Dispatch:
                     await flight.settled.wait()
             except TimeoutError:
                 continue
+
+
+def _took(end: PrefillEnd, tokens: int, block_size: int) -> Sample | None:
+    """How long prefill computed; None where that is unknown, or decode was to compute the rest."""
+    new = tokens - end.had
+    if end.report is None or end.report.prefill_ms < LEAST_MS or new < 1:
+        return None
+    if decode_computes_rest(end.had, tokens, block_size):
+        return None
+    return Sample(new, end.had, end.report.prefill_ms / 1000)
 
 
 def _local_ticket(job: Job) -> LocalTicket | None:

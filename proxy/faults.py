@@ -55,11 +55,14 @@ def unknown_model(name: object, served: str) -> ApiError:
     )
 
 
-def overloaded(message: str) -> ApiError:
-    """Nothing can take the request now; a later try may succeed."""
-    return ApiError(
-        503, message, kind="server_error", code="unavailable", retry_after=RETRY_SECONDS
-    )
+def not_explained(tenant: str, route: str) -> ApiError:
+    """An operator named a tenant or a route that is not there."""
+    return ApiError(404, f"No tenant {tenant!r} here, or no route {route!r}.", code="not_found")
+
+
+def overloaded(message: str, retry_after: int = RETRY_SECONDS) -> ApiError:
+    """Nothing can take the request now; a try after so many seconds may succeed."""
+    return ApiError(503, message, kind="server_error", code="unavailable", retry_after=retry_after)
 
 
 def timed_out(seconds: float) -> ApiError:

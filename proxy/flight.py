@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 from kvstore.clock import Clock
@@ -16,37 +17,42 @@ class Flight:
     """The legs of one request. ``release`` aborts what is unfinished; it is idempotent.
 
     ``decode`` is the worker that has the decode leg. ``settled``: it has answered, so a failing
-    prefill leg no longer concerns it. ``sent``, ``prefill_ended`` and ``answered`` say when the
-    first leg was sent, the prefill leg ended and the decode leg's answer began to come.
+    prefill leg no longer concerns it. ``routed``, ``prefill_ended`` and ``answered`` say when it
+    began to wait for a worker or was sent to one, the prefill leg ended and the decode leg's answer
+    began to come.
     """
 
     def __init__(self, loads: Loads, clock: Clock) -> None:
         self._loads = loads
         self._clock = clock
         self._decode_counted = ExitStack()
+        self._occupied = ExitStack()
         self._reply: Reply | None = None
         self.decode: Announce | None = None
         self.prefill: asyncio.Task[PrefillEnd] | None = None
-        self.sent: float | None = None
+        self.routed: float | None = None
         self.prefill_ended: float | None = None
         self.answered: float | None = None
         self.settled = asyncio.Event()
 
+    def occupy(self, leave: Callable[[], None]) -> None:
+        """A prefill worker's time is taken; ``leave`` gives back what is left of it."""
+        self._occupied.callback(leave)
+
     def counted(self, worker: Announce) -> AbstractContextManager[None]:
         """Counts one request on ``worker`` while entered."""
-        return self._loads.counted(worker.worker)
+        return self._loads.counted(worker)
 
     def to_decode(self, worker: Announce) -> None:
         """The decode leg is about to be sent to ``worker``, or anew to another one."""
         self._decode_counted.close()
         self._decode_counted.enter_context(self.counted(worker))
         self.decode = worker
-        self._note_sent()
+        self.note_routed()
 
     def to_prefill(self, leg: asyncio.Task[PrefillEnd]) -> None:
         """The prefill leg is under way; when it ends is noted."""
         self.prefill = leg
-        self._note_sent()
         leg.add_done_callback(self._note_prefill_end)
 
     def hold(self, reply: Reply) -> None:
@@ -69,15 +75,17 @@ class Flight:
             return None
         return self.prefill.result()
 
-    def _note_sent(self) -> None:
-        if self.sent is None:
-            self.sent = self._clock()
+    def note_routed(self) -> None:
+        """It is known who is to serve it, or what kind of worker it waits for."""
+        if self.routed is None:
+            self.routed = self._clock()
 
     def _note_prefill_end(self, _leg: asyncio.Task[PrefillEnd]) -> None:
         self.prefill_ended = self._clock()
 
     async def drop_prefill(self) -> None:
-        """Aborts the prefill leg if it still runs."""
+        """Aborts the prefill leg if it still runs, and leaves its worker."""
+        self._occupied.close()
         if self.prefill is not None and not self.prefill.done():
             self.prefill.cancel()
             await asyncio.wait({self.prefill})

@@ -91,6 +91,11 @@ class Metrics:
         self._in_flight = Gauge(
             "kvferry_requests_in_flight", "Requests being served.", registry=self.registry
         )
+        self._waiting = Gauge(
+            "kvferry_requests_waiting",
+            "Requests that wait for a prefill worker.",
+            registry=self.registry,
+        )
         self._workers = Gauge(
             "kvferry_workers_ready", "Live and ready workers.", ["role"], registry=self.registry
         )
@@ -141,8 +146,9 @@ class Metrics:
         """A leg failed, whatever became of its request."""
         self._leg_failures.labels(role, reason).inc()
 
-    def exposition(self, prefill: int, decode: int) -> bytes:
-        """All metrics as text, with the numbers of ready workers as of now."""
+    def exposition(self, prefill: int, decode: int, waiting: int) -> bytes:
+        """All metrics as text, with the numbers of ready workers and waiting requests as of now."""
+        self._waiting.set(waiting)
         self._workers.labels("prefill").set(prefill)
         self._workers.labels("decode").set(decode)
         return generate_latest(self.registry)

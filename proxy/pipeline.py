@@ -1,6 +1,7 @@
 """One client request from start to finish.
 
-parse ─▶ render (tokens) ─▶ plan ─▶ both legs at once ─▶ relay, usage amended ─▶ release
+parse ─▶ render (tokens) ─▶ plan ─▶ wait for a prefill worker ─▶ both legs at once
+      ─▶ relay, usage amended ─▶ release
 
 What a client gets is always the decode leg's answer. Everything a request holds is given back in
 one ``finally`` (``Flight``).
@@ -10,43 +11,42 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
-from kvstore.blockhash import block_chain, block_names
+import msgspec
+
 from kvstore.clock import Clock
 from kvstore.cluster import Proxy, Ship
 from kvstore.errors import ApiError, WorkerLost
-from kvstore.messages import ROLES, Announce, Role
-from proxy import faults, requests, stages, steering, usage
-from proxy.dispatch import Call, Dispatch, Job, Sent
+from kvstore.index import Directory
+from kvstore.messages import Announce, Role
+from proxy import explaining, faults, requests, stages, usage
+from proxy.dispatch import Dispatch, Sent
 from proxy.flight import Flight
 from proxy.identity import Scope, salt
-from proxy.loads import Loads, Places
+from proxy.jobs import Call, Job
+from proxy.loads import Loads, Peers, Places
 from proxy.metrics import Metrics, Story
-from proxy.render import render
+from proxy.planning import Planner
+from proxy.render import Renderer
 from proxy.requests import ClientRequest
 from proxy.stages import Moments
-from proxy.steering import Disaggregated, Fleet, Holding, Prompt, Reject
+from proxy.steering import Disaggregated, Reject
 from proxy.streaming import first_event, relay
+from proxy.turns import Turns
 from proxy.upstream import Upstream
 from proxy.usage import PrefillEnd
 
 TIMING_HEADER = "server-timing"
+PLAN_HEADER = "x-kvferry-plan"
+"""Only for who sends the operator's token beside the API key."""
 CACHED_HEADER = "x-kvferry-cached"
 
 USAGE_SECONDS = 2.0
 """How long a finished answer waits for the prefill leg's figures."""
-
-
-class Directory(Protocol):
-    """Live workers and what each holds (``kvstore.index``)."""
-
-    def expire(self, now: float) -> object: ...
-    def workers(self, role: Role) -> Sequence[Announce]: ...
-    def held(self, names: Sequence[bytes]) -> Mapping[str, Holding]: ...
 
 
 @dataclass(frozen=True)
@@ -67,30 +67,64 @@ class Settings:
     salt_key: bytes
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a pipeline works with: what it knows of workers and of other proxies, and what it calls.
+
+    All belong to the one event loop.
+    """
+
+    directory: Directory
+    peers: Peers
+    upstream: Upstream
+    metrics: Metrics
+    renderer: Renderer
+
+
 class Pipeline:
     """Serves any number of requests at once in one event loop."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        directory: Directory,
-        upstream: Upstream,
-        metrics: Metrics,
-        clock: Clock = time.monotonic,
-    ) -> None:
+    def __init__(self, settings: Settings, parts: Parts, clock: Clock = time.monotonic) -> None:
         self._settings = settings
-        self._directory = directory
-        self._upstream = upstream
-        self._metrics = metrics
+        self._directory = parts.directory
+        self._metrics = parts.metrics
+        self._renderer = parts.renderer
         self._clock = clock
-        self._dispatch = Dispatch(upstream, settings.ship, metrics, self._spare)
         self._places = Places(settings.proxy.max_requests)
-        self.loads = Loads()
+        self.loads = Loads(parts.peers)
+        self._turns = Turns(parts.directory, parts.peers, settings.proxy.tenant_waiting, clock)
+        self._planner = Planner(parts.directory, self.loads, self._turns)
+        self._dispatch = Dispatch(
+            parts.upstream, settings.ship, parts.metrics, self._planner.spare, self._turns
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a prefill worker."""
+        return len(self._turns)
+
+    def heard(self) -> None:
+        """Something came from workers: perhaps one has room for who waits."""
+        self._turns.look()
+
+    def check(self) -> None:
+        """Invariant when idle: no worker is thought to be busy. Raises AssertionError."""
+        self.loads.check()
+        self._turns.check()
 
     def live(self, role: Role) -> list[Announce]:
         """Workers of ``role`` that announced themselves lately, in any state."""
         self._directory.expire(self._clock())
         return list(self._directory.workers(role))
+
+    async def explain(self, call: Call) -> dict[str, Any]:
+        """What would be done with ``call`` now (``proxy.explaining``). Raises ApiError."""
+        seconds = self._settings.proxy.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return self._explanation(await self._job(call))
+        except TimeoutError:
+            raise faults.timed_out(seconds) from None
 
     @asynccontextmanager
     async def answer(self, call: Call) -> AsyncIterator[Answer]:
@@ -125,32 +159,48 @@ class Pipeline:
                 await flight.release()
 
     async def _begin(self, call: Call, flight: Flight, story: Story) -> Answer:
-        request = requests.parse(call.route, call.body)
-        model = self._model(request.model)
-        scope = Scope(call.tenant.name, call.tenant.epoch)
-        tokens, alone = None, request.alone
-        if alone is None:
-            tokens, alone = await self._tokens(call, request, model)
-        job = Job(call, request, model, salt(self._settings.salt_key, scope), tokens, alone)
-        plan = self._plan(job)
+        job = await self._job(call)
+        explanation = self._explanation(job) if call.explained else None
+        until = call.arrived + self._settings.proxy.request_seconds
+        plan = await self._planner.plan(job, flight, until)
         if isinstance(plan, Reject):
             story.reason = plan.reason
             raise faults.overloaded("No decode worker is ready.")
         if isinstance(plan, Disaggregated):
-            story.prefill = plan.prefill.worker
+            story.prefill = plan.given.worker.worker
         story.decode = plan.decode.worker
         sent = await self._dispatch.send(job, plan, flight)
         flight.hold(sent.reply)
         story.decode = sent.decode.worker
         if sent.reply.status != 200:
             raise faults.from_worker(sent.reply.status, await sent.reply.body())
-        if request.stream:
+        if job.request.stream:
             story.first_token = flight.answered
         story.path, story.reason = sent.path, sent.reason
-        return await self._deliver(job.request, sent, flight, story)
+        answer = await self._deliver(job.request, sent, flight, story)
+        if explanation is not None:
+            told = msgspec.json.encode(explanation).decode()
+            return replace(answer, headers={**answer.headers, PLAN_HEADER: told})
+        return answer
+
+    def _explanation(self, job: Job) -> dict[str, Any]:
+        considered = self._planner.consider(job)
+        return explaining.explanation(job, considered, self._planner.candidates(considered))
+
+    async def _job(self, call: Call) -> Job:
+        request = requests.parse(call.route, call.body)
+        model = self._model(request.model)
+        scope = Scope(call.tenant.name, call.tenant.epoch)
+        tokens, alone = None, request.alone
+        if alone is None:
+            order = self._planner.idlest(model)
+            whose = f"{call.tenant.epoch}/{call.tenant.name}"
+            rendered = await self._renderer.tokens(whose, request, order, call.request_id)
+            tokens, alone = rendered.tokens, rendered.alone
+        return Job(call, request, model, salt(self._settings.salt_key, scope), tokens, alone)
 
     def _model(self, name: str | None) -> str:
-        served = sorted({worker.model for role in ROLES for worker in self.live(role)})
+        served = self._planner.models()
         if not served:
             raise faults.overloaded("No worker is ready.")
         if name is None:
@@ -159,44 +209,13 @@ class Pipeline:
             raise faults.unknown_model(name, ", ".join(served))
         return name
 
-    async def _tokens(
-        self, call: Call, request: ClientRequest, model: str
-    ) -> tuple[list[int] | None, str | None]:
-        fleet = self._fleet(model, {})
-        # The prefill workers compute; the others have a core to spare for a template.
-        order = sorted(
-            (worker for worker in fleet.decode if worker.state == "ready"),
-            key=lambda worker: fleet.load.get(worker.worker, 0),
-        )
-        rendered = await render(self._upstream, order, request, call.request_id)
-        return rendered.tokens, rendered.alone
-
-    def _plan(self, job: Job) -> steering.Plan:
-        fleet = self._fleet(job.model, {})
-        if job.tokens is None or not fleet.decode:
-            return steering.plan(Prompt(0, 0), job.alone, fleet)
-        size = fleet.decode[0].block_size
-        names = block_names(block_chain(job.tokens, size, job.salt)) if size else []
-        fleet = self._fleet(job.model, self._directory.held(names))
-        return steering.plan(Prompt(len(job.tokens), size), job.alone, fleet)
-
-    def _spare(self, model: str, lost: str) -> Announce | None:
-        fleet = self._fleet(model, {})
-        return steering.best([w for w in fleet.decode if w.worker != lost], fleet)
-
-    def _fleet(self, model: str, held: Mapping[str, Holding]) -> Fleet:
-        prefill, decode = (
-            [worker for worker in self.live(role) if worker.model == model] for role in ROLES
-        )
-        return Fleet(prefill, decode, self.loads.snapshot(), held)
-
     async def _deliver(
         self, request: ClientRequest, sent: Sent, flight: Flight, story: Story
     ) -> Answer:
         def moments() -> Moments:
             assert flight.answered is not None
             ended, answered = flight.prefill_ended, flight.answered
-            return Moments(story.began, flight.sent, ended, answered, request.stream)
+            return Moments(story.began, flight.routed, ended, answered, request.stream)
 
         async def amend(figures: dict[str, Any]) -> dict[str, Any]:
             decode_cached = usage.reported_cached(figures)

@@ -1,115 +1,138 @@
-"""A prompt's exact tokens, from a worker's own template and tokenizer (vLLM's render endpoints).
+"""A prompt's exact tokens: made here where that was shown to be exact, else asked of a worker.
 
-Asking vLLM first also means that a request it would refuse is refused before any leg starts.
+::
+
+    a field the proxy does not know, a worker not learned (yet), a template that refuses,
+    a prompt that does not fit  ─▶  a worker's rendering, and its own words where it refuses
+    all else                    ─▶  template ─▶ pieces ─▶ remembered, or tokenized now
+
+Long texts are tokenized in threads, so that they hold up nobody else.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
-import msgspec
-
-from kvstore.errors import ApiError, WireError, WorkerLost
 from kvstore.messages import Announce
-from proxy import faults, legs
-from proxy.requests import PATHS, ClientRequest
-from proxy.upstream import REQUEST_HEADER, Upstream
-from proxy.wire import decoded
+from proxy import asking
+from proxy.asking import Rendered
+from proxy.learning import Learner
+from proxy.plain import MOST_CHARS, Plain, plain
+from proxy.remembered import Remembered
+from proxy.render_counts import RenderCounts
+from proxy.rendering import Content, Rendering
+from proxy.requests import ClientRequest
+from proxy.tokenizing import unpack
+from proxy.upstream import Upstream
 
-ATTEMPTS = 2
-"""How many workers are asked before the request is given up."""
+INLINE_CHARS = 4096
+"""Texts up to this long (some milliseconds) are not worth a thread."""
 
-_CUT_SHORT = re.compile(r"contains at least \d+ input tokens")
+TOKEN_CHARS = 16
+"""A text of more characters for each token of the model's length hardly fits: workers, which stop
+counting in time, are to say so.
+"""
 
+THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
 
-class _Rendered(msgspec.Struct):
-    token_ids: list[int]
-    features: Any = None
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """The prompt in tokens, or ``alone``: why it cannot be handed to two workers."""
-
-    tokens: list[int] | None
-    alone: str | None = None
-
-
-async def render(
-    upstream: Upstream, workers: Sequence[Announce], request: ClientRequest, request_id: str
-) -> Rendered:
-    """The prompt of ``request``, rendered by the first of ``workers`` that answers.
-
-    Raises ApiError: vLLM's own refusal of the request, or 503 if no worker answers.
-    """
-    for worker in workers[:ATTEMPTS]:
-        try:
-            return await _ask(upstream, worker, request, request_id)
-        except WorkerLost:
-            continue
-    raise faults.overloaded("No decode worker is ready.")
+T = TypeVar("T")
 
 
-async def _ask(
-    upstream: Upstream, worker: Announce, request: ClientRequest, request_id: str
-) -> Rendered:
-    headers = {REQUEST_HEADER: request_id}
-    path = f"{PATHS[request.route]}/render"
-    reply = await upstream.post(worker.http, path, request.body, headers)
-    try:
-        raw = await reply.body()
-    finally:
-        reply.close()
-    if reply.status != 200:
-        error = faults.from_worker(reply.status, raw)
-        raise await _with_length(upstream, worker, request, headers, error)
-    return _rendered(raw)
+class Renderer:
+    """Renders for one pipeline. Use as a context; its threads end with it."""
 
+    def __init__(
+        self,
+        upstream: Upstream,
+        learner: Learner,
+        remembered: Remembered,
+        counts: RenderCounts,
+    ) -> None:
+        self._upstream = upstream
+        self._learner = learner
+        self._remembered = remembered
+        self._counts = counts
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizing")
 
-def _rendered(raw: bytes) -> Rendered:
-    try:
-        prompts = decoded(raw, list[_Rendered]) if raw[:1] == b"[" else [decoded(raw, _Rendered)]
-    except WireError:
-        raise WorkerLost("a worker's rendering is not one of vLLM's", connected=True) from None
-    if len(prompts) != 1:
-        return Rendered(None, "multi-prompt")
-    if prompts[0].features is not None:
-        return Rendered(None, "non-text")
-    return Rendered(prompts[0].token_ids)
+    def close(self) -> None:
+        """Ends the threads; work under way ends first."""
+        self._threads.shutdown()
 
+    async def tokens(
+        self, tenant: str, request: ClientRequest, workers: Sequence[Announce], request_id: str
+    ) -> Rendered:
+        """The prompt of ``request``, as the first of ``workers`` would render it.
 
-async def _with_length(
-    upstream: Upstream,
-    worker: Announce,
-    request: ClientRequest,
-    headers: dict[str, str],
-    error: ApiError,
-) -> ApiError:
-    """``error``, naming the prompt's true length where vLLM did not count to its end."""
-    body = legs.length_body(request)
-    if body is None or not _CUT_SHORT.search(str(error)):
-        return error
-    try:
-        reply = await upstream.post(worker.http, "/tokenize", body, headers)
-        try:
-            counted = decoded(await reply.body(), _Counted)
-        finally:
-            reply.close()
-    except (WorkerLost, WireError):
-        return error
-    return ApiError(
-        error.status,
-        f"This model's maximum context length is {counted.max_model_len} tokens. However, your "
-        f"prompt contains {counted.count} tokens. Please reduce the length of the prompt.",
-        kind=error.kind,
-        code=error.code,
-        param="messages" if request.route == "chat" else "prompt",
-    )
+        ``tenant`` names whose remembered texts may be used. Raises ApiError: a worker's own refusal
+        of the request, or 503 if a worker has to be asked and none answers.
+        """
+        tokens, why = await self._made(tenant, request, workers)
+        self._counts.rendered("worker" if tokens is None else "proxy", why)
+        if tokens is not None:
+            return Rendered(tokens)
+        return await asking.render(self._upstream, workers, request, request_id)
 
+    async def _made(
+        self, tenant: str, request: ClientRequest, workers: Sequence[Announce]
+    ) -> tuple[list[int] | None, str]:
+        """The tokens as made here, or None and the reason."""
+        known = self._learner.known(workers[0]) if workers else None
+        if known is None:
+            return None, "unknown"
+        content = known.contents.get(request.route)
+        if known.rendering is None or content is None:
+            return None, known.why.get(request.route, "unknown")
+        prompt = plain(request)
+        if prompt is None:
+            return None, "fields"
+        if prompt.chars > min(MOST_CHARS, TOKEN_CHARS * workers[0].max_model_len):
+            return None, "length"
+        tokens = await self._rendered(tenant, prompt, known.rendering, content)
+        if not tokens:
+            return None, "refused"
+        if not prompt.fits(len(tokens), workers[0].max_model_len):
+            return None, "length"
+        return tokens, ""
 
-class _Counted(msgspec.Struct):
-    count: int
-    max_model_len: int
+    async def _rendered(
+        self, tenant: str, prompt: Plain, rendering: Rendering, content: Content
+    ) -> list[int] | None:
+        if prompt.tokens is not None:
+            return rendering.tokens(prompt, content)
+        long = prompt.chars > INLINE_CHARS
+        text = await self._run(tenant, long, lambda: rendering.text(prompt, content))
+        around = rendering.around(prompt)
+        if text is None or around is None:
+            return None
+        before, after = around
+        return unpack([before, *await self._tokenized(tenant, rendering, text), after])
+
+    async def _tokenized(self, tenant: str, rendering: Rendering, text: str) -> list[bytes]:
+        long = len(text) > INLINE_CHARS
+        pieces = await self._run(tenant, long, lambda: rendering.tokenizer.pieces(text))
+        found = self._remembered.tokens(tenant, rendering.number, pieces)
+        missing = [piece for piece, tokens in zip(pieces, found, strict=True) if tokens is None]
+        new = sum(map(len, missing))
+        made = await self._run(
+            tenant, new > INLINE_CHARS, lambda: rendering.tokenizer.encode(missing)
+        )
+        self._counts.characters(len(text) - new, new)
+        # The last piece ends with the text: one that goes on will not have it.
+        whole = len(missing) - (found[-1] is None)
+        self._remembered.remember(tenant, rendering.number, missing[:whole], made[:whole])
+        fresh = iter(made)
+        return [next(fresh) if tokens is None else tokens for tokens in found]
+
+    async def _run(self, tenant: str, long: bool, work: Callable[[], T]) -> T:
+        if not long:
+            return work()
+        # One at a time of each tenant, or one could have all threads.
+        turn = self._turns.setdefault(tenant, asyncio.Lock())
+        async with turn:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -2,29 +2,30 @@
 
 A worker is given its next prompt just before it has done with the one before; everything else waits
 here, where a better choice stays possible until the last moment. One scheduler serves the prefill
-workers of one model.
+workers of one model and layout.
 
-What a block in DRAM costs to load, and shipping and decode, it does not weigh yet; all workers are
-taken to be equally fast, and tenants have no shares.
+What a block in DRAM costs to load, and shipping and decode, it does not weigh yet.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from kvstore.curves import PrefillCurve
-from kvstore.index import Directory
+from kvstore.curves import PrefillCurve, RecentCurve, Sample
+from kvstore.engagements import Engagements
+from kvstore.index import Directory, Residency
 from kvstore.messages import Announce
+from proxy.lines import Lines
 from proxy.placement import Counts, Floats, Terms, Workers, place
 from proxy.promised import Life, Promised
+from proxy.prompts import Candidate, Expected, Layout, Prompt, Waiting
+from proxy.workload import Given, Load, Roster, life
 
 _USUAL_SHARE = 0.01
 """Of a new prompt in what is usual, once there have been many."""
@@ -32,6 +33,13 @@ _LEAST_AGE = 25.0
 """From so many usual prompts on, the part of the time that workers were busy means something."""
 _MOST_BUSY = 0.9
 _LEAST_USUAL = 1e-6
+_NEWS = 0.1
+"""Of how much a worker is slower than others, what its latest prompt counts."""
+_PAUSE = 2.0
+_LONGEST_PAUSE = 60.0
+"""Seconds for which one that failed is given nothing: at first, and at most."""
+_MOST_UNLIKE = 4.0
+"""Times that a worker is thought to be slower than others, or faster."""
 _TICK = 1e-4
 """Seconds by which a waking is later than need be, so that no rounding makes it too early."""
 
@@ -68,92 +76,11 @@ class Weights:
     lingers: float = 1.0
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """``tokens`` of a prompt; ``names`` of its whole blocks of ``block_size`` each."""
+class _Failures(NamedTuple):
+    """Of a worker, and until when it is therefore given nothing."""
 
-    tokens: int
-    block_size: int
-    names: Sequence[bytes]
-
-
-@dataclass(eq=False)
-class Waiting:
-    """A prompt in the queue. ``order``: who has the least is looked at first. ``held``: tokens, and
-    ``seconds`` to compute the rest, by the worker's position in the fleet of that ``version``.
-    """
-
-    key: int
-    prompt: Prompt
-    chain: bytes
-    order: float
-    held: Counts
-    seconds: Floats
-    looked_up: float
-    version: int
-
-
-@dataclass(frozen=True)
-class Given:
-    """A prompt that ``worker`` was given, thought to hold ``held`` tokens of it; the rest takes
-    ``seconds``.
-    """
-
-    key: int
-    worker: Announce
-    held: int
-    seconds: float
-
-
-@dataclass
-class _Load:
-    """A worker's prompts, in the order of their giving. ``until``: when all of them, ``due``: when
-    the first of them should have been computed.
-    """
-
-    given: dict[int, Given] = field(default_factory=dict)
-    until: float = 0.0
-    due: float = 0.0
-
-    def work(self, now: float) -> float:
-        """Seconds until it has done; who is late is expected to take as long again."""
-        if not self.given:
-            return 0.0
-        return max(self.until - now, 0.0) + max(now - self.due, 0.0)
-
-    def give(self, given: Given, now: float) -> None:
-        """One more."""
-        self.until = max(now, self.until) + given.seconds
-        if not self.given:
-            self.due = self.until
-        self.given[given.key] = given
-
-    def ended(self, key: int, now: float) -> bool:
-        """Whether it had that one. Those left begin now: one after the other, as far as known."""
-        if self.given.pop(key, None) is None:
-            return False
-        left = [one.seconds for one in self.given.values()]
-        self.until, self.due = now + sum(left), now + (left[0] if left else 0.0)
-        return True
-
-
-class _Fleet:
-    """Workers by position. ``lately``: seconds that each computed, faded."""
-
-    def __init__(self, workers: Sequence[Announce], slots: npt.NDArray[np.intp]) -> None:
-        self.workers = list(workers)
-        self.slots = slots
-        self.position = {_life(worker): at for at, worker in enumerate(workers)}
-        self.lately = np.zeros(len(workers))
-
-    def take_over(self, other: _Fleet) -> None:
-        """What ``other`` knew of the same workers; a new one counts as the least busy of them."""
-        if other.workers:
-            self.lately[:] = other.lately.min()
-        for before, worker in enumerate(other.workers):
-            at = self.position.get(_life(worker))
-            if at is not None:
-                self.lately[at] = other.lately[before]
+    in_a_row: int
+    until: float
 
 
 class Scheduler:
@@ -162,64 +89,147 @@ class Scheduler:
     def __init__(
         self,
         directory: Directory,
-        model: str,
+        layout: Layout,
         curve: PrefillCurve,
         weights: Weights | None = None,
+        engagements: Engagements | None = None,
     ) -> None:
         self._directory = directory
-        self._model = model
-        self._curve = curve
+        self._layout = layout
+        self._speed = RecentCurve(curve)
         self._weights = weights or Weights()
-        self._queue: list[Waiting] = []
+        self._engagements = Engagements() if engagements is None else engagements
+        self._lines: Lines[Waiting] = Lines()
         self._keys = itertools.count()
         self._promised = Promised()
+        self._failures: dict[Life, _Failures] = {}
         self._over: deque[tuple[float, int]] = deque()
-        self._loads: dict[Life, _Load] = {}
-        self._fleet = _Fleet([], np.empty(0, dtype=np.intp))
+        self._loads: dict[Life, Load] = {}
+        self._fleet = Roster([], np.empty(0, dtype=np.intp))
         self._version = 0
         self._membership = -1
         self._faded_at = -math.inf
         self._began = math.inf
-        self._usual = 0.0
+        self._usual = _LEAST_USUAL
         self._entered = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._lines)
 
-    def enter(self, prompt: Prompt, now: float, since: float | None = None) -> Waiting:
-        """``prompt`` waits, from ``now`` on or from where it was ``since`` some time."""
+    def staffed(self, now: float) -> bool:
+        """There is a worker that may be given something, sooner or later."""
+        self._update_fleet()
+        return bool(np.isfinite(self._workers(now).work).any())
+
+    @property
+    def busy(self) -> bool:
+        """Something waits or is computed."""
+        return bool(self._lines or self._loads)
+
+    def enter(
+        self,
+        prompt: Prompt,
+        now: float,
+        since: float | None = None,
+        residency: Residency | None = None,
+    ) -> Waiting:
+        """``prompt`` waits, from ``now`` on or from where it was ``since`` some time.
+
+        ``residency``: its, if it has just been looked up.
+        """
         self._update_fleet()
         chain = b"".join(prompt.names)
-        held, seconds = self._look_up(prompt, chain)
-        nothing_held = self._curve.seconds(float(prompt.tokens), 0.0)
+        held, seconds = self._look_up(prompt, chain, residency)
+        nothing_held = self._speed.curve.seconds(float(prompt.tokens), 0.0)
         least = min(nothing_held, float(seconds.min(initial=math.inf)))
         self._entered += 1
         self._usual += max(_USUAL_SHARE, 1 / self._entered) * (least - self._usual)
         self._usual = max(self._usual, _LEAST_USUAL)
         size = min(least, self._weights.size_most * self._usual)
-        order = (now if since is None else since) + self._weights.size * size
-        waiting = Waiting(next(self._keys), prompt, chain, order, held, seconds, now, self._version)
-        bisect.insort(self._queue, waiting, key=_place)
+        since = now if since is None else since
+        waiting = Waiting(
+            key=next(self._keys),
+            prompt=prompt,
+            chain=chain,
+            since=since,
+            order=since + self._weights.size * size,
+            least=least,
+            held=held,
+            seconds=seconds,
+            looked_up=now,
+            version=self._version,
+        )
+        self._lines.enter(waiting)
         return waiting
 
     def withdraw(self, waiting: Waiting) -> None:
         """It waits no more. Idempotent."""
-        at = bisect.bisect_left(self._queue, _place(waiting), key=_place)
-        if at < len(self._queue) and self._queue[at] is waiting:
-            del self._queue[at]
+        self._lines.leave(waiting)
+
+    def dismiss(self) -> list[Waiting]:
+        """Nobody waits any more; who did."""
+        left = list(self._lines)
+        for waiting in left:
+            self._lines.leave(waiting)
+        return left
+
+    def waiting(self, tenant: str) -> int:
+        """How many of ``tenant`` wait."""
+        return self._lines.of(tenant)
+
+    def wait(self, tenant: str, now: float) -> float:
+        """Seconds until one more prompt of ``tenant`` would be given to a worker, as far as known.
+
+        Infinite where there is no worker.
+        """
+        self._update_fleet()
+        return self._wait(tenant, self._workers(now).work)
 
     def ended(self, given: Given, now: float, *, computed: bool) -> None:
         """The worker has ``computed`` what it was given, or never will. Idempotent."""
-        life = _life(given.worker)
-        load = self._loads.get(life)
+        load = self._loads.get(life(given.worker))
         if load is None or not load.ended(given.key, now):
             return
         if computed:
+            self._failures.pop(life(given.worker), None)
             self._over.append((now + self._weights.lingers, given.key))
         else:
             self._promised.remove(given.key)
         if not load.given:
-            del self._loads[life]
+            del self._loads[life(given.worker)]
+
+    def expected(
+        self, prompt: Prompt, now: float, residency: Residency | None = None
+    ) -> Expected | None:
+        """What ``prompt`` would have to expect; None where there is no worker."""
+        self._update_fleet()
+        work = self._workers(now).work
+        wait = self._wait(prompt.tenant, work)
+        if not math.isfinite(wait):
+            return None
+        held, seconds = self._look_up(prompt, b"".join(prompt.names), residency)
+        ends = np.maximum(work, wait) + seconds
+        at = int(np.argmin(ends))
+        return Expected(float(ends[at]), int(held[at]), self._speed.curve)
+
+    def failed(self, given: Given, now: float) -> None:
+        """The worker did not compute what it should have: for a while it is given nothing, and for
+        longer each time that this happens in a row.
+        """
+        one = life(given.worker)
+        before = self._failures[one].in_a_row if one in self._failures else 0
+        pause = min(_PAUSE * 2**before, _LONGEST_PAUSE)
+        self._failures[one] = _Failures(before + 1, now + pause)
+        self.ended(given, now, computed=False)
+
+    def measured(self, worker: Announce, sample: Sample) -> None:
+        """How long ``worker`` took for a prompt."""
+        at = self._fleet.position.get(life(worker))
+        if at is not None:
+            usual = self._speed.curve.seconds(sample.new, sample.held)
+            ratio = min(max(sample.seconds / usual, 1 / _MOST_UNLIKE), _MOST_UNLIKE)
+            self._fleet.slowness[at] *= (ratio / self._fleet.slowness[at]) ** _NEWS
+        self._speed.add(sample)
 
     def decide(self, now: float) -> list[tuple[Waiting, Given]]:
         """Who is given what now. To be asked when anything came, ended or was heard, and at
@@ -229,19 +239,14 @@ class Scheduler:
         while self._over and self._over[0][0] <= now:
             self._promised.remove(self._over.popleft()[1])
         fleet, weights = self._fleet, self._weights
-        if not self._queue or not fleet.workers:
+        if not self._lines or not fleet.workers:
             return []
         self._fade(now)
-        loads = [self._loads.get(life) for life in fleet.position]
-        workers = Workers(
-            work=np.array([load.work(now) if load else 0.0 for load in loads]),
-            given=np.array([len(load.given) if load else 0 for load in loads]),
-            against=weights.uneven * (fleet.lately - fleet.lately.min()),
-        )
-        terms = Terms(self._price(now), weights.lead, weights.most, weights.patience * self._usual)
+        fleet.hear(self._engagements.given)
+        workers, terms = self._workers(now), self._terms(now)
         if not terms.room(workers).any():
             return []
-        first = self._queue[: weights.window]
+        first = self._lines.first(weights.window, len(fleet.workers))
         for at, one in enumerate(first):
             old = at < weights.fresh and now - one.looked_up > weights.stale
             if old or one.version != self._version:
@@ -252,32 +257,108 @@ class Scheduler:
 
     def wakes(self, now: float) -> float | None:
         """When to decide again if nothing happens before; None: not then either."""
-        if not self._queue:
+        if not self._lines:
             return None
-        ends = (load.until - self._weights.lead for load in self._loads.values())
-        return min((end + _TICK for end in ends if end > now), default=None)
+        ends = [load.until for load in self._loads.values()]
+        ends += [engagement.until for _, engagement in self._engagements]
+        ends += [failures.until for failures in self._failures.values()]
+        lead = self._weights.lead
+        return min((end - lead + _TICK for end in ends if end - lead > now), default=None)
+
+    def engaged(self, worker: Announce, now: float) -> tuple[int, float]:
+        """How many prompts ``worker`` was given and has, and the seconds of work they are."""
+        load = self._loads.get(life(worker))
+        return (0, 0.0) if load is None else (len(load.given), load.work(now))
+
+    def candidates(self, prompt: Prompt, now: float) -> list[Candidate]:
+        """Every worker as ``prompt`` would find it, the one it would be meant for first.
+
+        What waits is not weighed.
+        """
+        self._update_fleet()
+        if not self._fleet.workers:
+            return []
+        held, seconds = self._look_up(prompt, b"".join(prompt.names))
+        workers, terms = self._workers(now), self._terms(now)
+        costs = workers.work + workers.against + terms.price * seconds
+        found = map(
+            Candidate._make,
+            zip(
+                self._fleet.workers,
+                held.tolist(),
+                seconds.tolist(),
+                workers.work.tolist(),
+                workers.given.tolist(),
+                workers.against.tolist(),
+                costs.tolist(),
+                strict=True,
+            ),
+        )
+        return sorted(found, key=lambda one: one.costs)
+
+    def _wait(self, tenant: str, work: Floats) -> float:
+        working = work[np.isfinite(work)]
+        if not len(working):
+            return math.inf
+        # One that is late, however much, does not keep the others from working.
+        working = np.minimum(working, self._patience)
+        before = self._lines.before(tenant)
+        return float((working.sum() + before) / len(working) if before else working.min())
+
+    def _workers(self, now: float) -> Workers:
+        lately = self._fleet.lately
+        work, given = np.zeros(len(lately)), np.zeros(len(lately), dtype=np.int64)
+        for one, load in self._loads.items():  # as many as are busy, of perhaps many more
+            at = self._fleet.position.get(one)
+            if at is not None:
+                work[at], given[at] = load.work(now), len(load.given)
+        for one, engagement in self._engagements:
+            at = self._fleet.position.get(one)
+            if at is not None:
+                work[at] += engagement.work(now)
+                given[at] += engagement.prompts
+        for one, failures in self._failures.items():
+            at = self._fleet.position.get(one)
+            if at is not None and now < failures.until:
+                work[at] = math.inf
+        least = lately.min(initial=math.inf)
+        return Workers(work, given, self._weights.uneven * (lately - least))
+
+    def _terms(self, now: float) -> Terms:
+        weights = self._weights
+        return Terms(self._price(now), weights.lead, weights.most, self._patience)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds."""
+        return self._weights.patience * self._usual
 
     def _give(self, waiting: Waiting, at: int, now: float) -> Given:
         worker, seconds = self._fleet.workers[at], float(waiting.seconds[at])
         given = Given(waiting.key, worker, int(waiting.held[at]), seconds)
-        self.withdraw(waiting)
-        self._promised.add(given.key, _life(worker), waiting.chain)
-        self._loads.setdefault(_life(worker), _Load()).give(given, now)
+        self._lines.given(waiting, len(self._fleet.workers), now)
+        self._promised.add(given.key, life(worker), waiting.chain)
+        self._loads.setdefault(life(worker), Load()).give(given, now)
         self._fleet.lately[at] += seconds
         return given
 
-    def _look_up(self, prompt: Prompt, chain: bytes) -> tuple[Counts, Floats]:
+    def _look_up(
+        self, prompt: Prompt, chain: bytes, residency: Residency | None = None
+    ) -> tuple[Counts, Floats]:
         """Tokens held by each worker, or about to be, and the seconds that the others take."""
-        tiers = self._directory.held(prompt.names).by_slot()[self._fleet.slots]
+        if residency is None:
+            residency = self._directory.held(prompt.names)
+        tiers = residency.by_slot()[self._fleet.slots]
         blocks = tiers.max(axis=1, initial=0)
-        for life, length in self._promised.lengths(chain).items():
-            at = self._fleet.position.get(life)
+        for one, length in self._promised.lengths(chain).items():
+            at = self._fleet.position.get(one)
             if at is not None:
                 blocks[at] = max(blocks[at], length)
         # The last token is always computed: its logits are wanted.
-        held = np.minimum(blocks * prompt.block_size, max(0, prompt.tokens - 1))
+        held = np.minimum(blocks * self._layout.block_size, max(0, prompt.tokens - 1))
         new = (prompt.tokens - held).astype(np.float64)
-        return held, self._curve.seconds(new, held.astype(np.float64))
+        seconds = self._speed.curve.seconds(new, held.astype(np.float64))
+        return held, seconds * self._fleet.slowness
 
     def _price(self, now: float) -> float:
         """What a second of computing is worth in seconds of waiting."""
@@ -301,22 +382,15 @@ class Scheduler:
         workers = [
             one
             for one in self._directory.workers("prefill")
-            if one.state == "ready" and one.model == self._model
+            if one.state == "ready" and Layout.of(one) == self._layout
         ]
-        fleet = _Fleet(workers, self._directory.slots(workers))
+        fleet = Roster(workers, self._directory.slots(workers))
         same = fleet.position == self._fleet.position
+        lives = fleet.position.keys()
+        self._failures = {one: known for one, known in self._failures.items() if one in lives}
         if same and np.array_equal(fleet.slots, self._fleet.slots):
             self._fleet.workers = fleet.workers
             return
         fleet.take_over(self._fleet)
         self._fleet = fleet
         self._version += 1
-
-
-def _life(worker: Announce) -> Life:
-    return worker.worker, worker.generation
-
-
-def _place(waiting: Waiting) -> tuple[float, int]:
-    """In the queue."""
-    return waiting.order, waiting.key

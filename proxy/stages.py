@@ -3,8 +3,8 @@
 Told for a request that both workers served::
 
     stage         from                     to
-    route         the request arrived      its legs are sent
-    queue         ... sent                 prefill's first forward pass is scheduled, or its engine
+    route         the request arrived      it waits for a worker, or its leg is sent
+    queue         ... waits, or is sent    prefill's first forward pass is scheduled, or its engine
                                            takes up a prompt that it only ships
     prefill       ... scheduled            the prefill leg has ended
     ship          ... ended                the last block is in place on decode; 0 if it was before
@@ -41,7 +41,7 @@ class Moments:
     """
 
     arrived: float
-    sent: float | None
+    routed: float | None
     prefill_ended: float | None
     answered: float
     streamed: bool
@@ -120,8 +120,8 @@ def _before(moment: float | None, milliseconds: float | None) -> float | None:
 def _durations(moments: Moments, ends: _Ends) -> dict[str, float]:
     """From the moments at which stages end; a later one corrects those before it."""
     last = max(0.0, moments.answered - moments.arrived)
-    sent = moments.arrived if moments.sent is None else moments.sent
-    begin = _microseconds(sent - moments.arrived, 0.0, last)
+    routed = moments.arrived if moments.routed is None else moments.routed
+    begin = _microseconds(routed - moments.arrived, 0.0, last)
     known = [
         (name, _microseconds(at - moments.arrived, begin / 1e6, last))
         for name, at in ends
@@ -132,7 +132,7 @@ def _durations(moments: Moments, ends: _Ends) -> dict[str, float]:
     for name, end in reversed(known):
         bound = min(bound, end)
         corrected.append((name, bound))
-    found = {} if moments.sent is None else {"route": begin / 1000}
+    found = {} if moments.routed is None else {"route": begin / 1000}
     for name, end in reversed(corrected):
         found[name] = (end - begin) / 1000
         begin = end

@@ -1,63 +1,70 @@
-"""Which workers serve a request: a pure function of what is known at that moment.
+"""Who serves a request: pure functions of what is known at that moment.
 
-Simple on purpose: of the workers that are not clearly busier than the rest, the one that holds
-the longest prefix of this prompt for this tenant; among equals, the least loaded.
+First whether prefill is to have it at all, and of which layout (``plan``); its worker is found by
+:mod:`proxy.scheduler`, perhaps later. Then who decodes (``pair``): of the workers that are not
+clearly busier than the rest the one that holds the longest prefix of this prompt for this tenant;
+among equals, the least loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from kvstore.messages import Announce
+from proxy.placement import Counts
+from proxy.prompts import Expected, Layout
+from proxy.workload import Given
 
 LOAD_SLACK = 8
 """A longer prefix is worth this many more requests in flight; beyond it load decides."""
 
-
-class Holding(Protocol):
-    """Longest held prefix of a prompt on one worker, in blocks, by tier."""
-
-    @property
-    def gpu(self) -> int: ...
-    @property
-    def dram(self) -> int: ...
+STEP_TOKENS = 512
+"""What decode computes of a prompt that prefill could compute, at most."""
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """``tokens`` of a prompt in blocks of ``block_size``; both 0 where they are not known."""
+class Staff:
+    """A model's workers that are ready: the layouts of ``prefill``, the workers of ``decode`` and
+    the ``position`` of each by name, and which of them have a layout.
+    """
 
-    tokens: int
-    block_size: int
+    prefill: frozenset[Layout]
+    decode: Sequence[Announce]
+    position: Mapping[str, int]
+    having: Mapping[Layout, npt.NDArray[np.bool_]]
 
-    @property
-    def full_blocks(self) -> int:
-        """How many full blocks it has; only these are ever found again."""
-        return self.tokens // self.block_size if self.block_size else 0
+    @classmethod
+    def of(cls, prefill: Sequence[Announce], decode: Sequence[Announce]) -> Staff:
+        """Those of these workers that are ready."""
+        ready = [one for one in decode if one.state == "ready"]
+        position = {one.worker: at for at, one in enumerate(ready)}
+        layouts = [Layout.of(one) for one in ready]
+        having = {which: np.array([one == which for one in layouts]) for which in set(layouts)}
+        able = frozenset(Layout.of(one) for one in prefill if one.state == "ready")
+        return cls(able, ready, position, having)
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Live workers, and what is known of each by name: requests in flight, held prefixes."""
+    """What is known of a model's decode workers now, in their order: the requests that each has in
+    flight, and how many of the prompt's blocks it ``held`` in its engine's memory.
+    """
 
-    prefill: Sequence[Announce]
-    decode: Sequence[Announce]
-    load: Mapping[str, int]
-    held: Mapping[str, Holding]
+    staff: Staff
+    load: Counts
+    held: Counts
 
 
 @dataclass(frozen=True)
 class Disaggregated:
-    """``prefill`` computes what it lacks and ships, ``decode`` generates.
+    """A prefill worker was ``given`` the prompt: it ships, and ``decode`` generates."""
 
-    ``held`` tokens of the prompt are thought to be on ``prefill`` already.
-    """
-
-    prefill: Announce
+    given: Given
     decode: Announce
-    held: int
 
 
 @dataclass(frozen=True)
@@ -75,57 +82,72 @@ class Reject:
     reason: str
 
 
-Plan = Disaggregated | DecodeOnly | Reject
+def plan(blocks: int, alone: str | None, fleet: Fleet) -> Layout | DecodeOnly | Reject:
+    """Who serves a prompt; ``alone`` is why disaggregation is out of the question, if it is.
 
-
-def plan(prompt: Prompt, alone: str | None, fleet: Fleet) -> Plan:
-    """Who serves ``prompt``; ``alone`` is why disaggregation is out of the question, if it is."""
-    decode = best(fleet.decode, fleet, tiers=("gpu",))
-    if decode is None:
+    ``blocks`` of it are full: only these are ever found again. A layout: a prefill worker that has
+    it is to compute the prompt.
+    """
+    at = best(fleet)
+    if at is None:
         return Reject("no-decode-worker")
+    decode, able = fleet.staff.decode[at], fleet.staff.prefill
     if alone is not None:
         return DecodeOnly(decode, alone)
-    if prompt.full_blocks < 1:
+    if blocks < 1:
         return DecodeOnly(decode, "short")
-    if _gpu_blocks(decode, fleet) >= max(1, prompt.full_blocks - 1):
+    if fleet.held[at] >= max(1, blocks - 1):
         return DecodeOnly(decode, "decode-holds")
-    ready = [worker for worker in fleet.prefill if worker.state == "ready"]
-    matching = [worker for worker in ready if _fits(worker, decode)]
-    tiers = ("gpu", "dram")
-    prefill = best(matching, fleet, tiers)
-    if prefill is None:
-        return DecodeOnly(decode, "layout-mismatch" if ready else "no-prefill-worker")
-    return Disaggregated(prefill, decode, _longest(prefill, fleet, tiers) * prompt.block_size)
+    if Layout.of(decode) in able:
+        return Layout.of(decode)
+    return DecodeOnly(decode, "layout-mismatch" if able else "no-prefill-worker")
 
 
-def best(workers: Sequence[Announce], fleet: Fleet, tiers: Sequence[str] = ()) -> Announce | None:
-    """The ready worker with the longest prefix in ``tiers`` among those not clearly busier."""
-    ready = [worker for worker in workers if worker.state == "ready"]
-    if not ready:
+def alone_sooner(
+    tokens: int, layout: Layout, expected: Expected, fleet: Fleet
+) -> DecodeOnly | None:
+    """Decode computes what it lacks of a prompt of ``tokens`` where that is sooner done than by prefill.
+
+    Only a worker that holds more of it than prefill, because it wrote that itself: the answers of
+    a conversation. Meanwhile all that it decodes stands still, so its time counts once more for
+    every request in flight there, and for one that may come; and it is for no longer than a step.
+    """
+    at = best(fleet, layout)
+    if at is None:
         return None
-    loads = {worker.worker: fleet.load.get(worker.worker, 0) for worker in ready}
-    limit = min(loads.values()) + LOAD_SLACK
-    return min(
-        (worker for worker in ready if loads[worker.worker] <= limit),
-        key=lambda worker: (
-            -_longest(worker, fleet, tiers),
-            loads[worker.worker],
-            worker.worker,
-        ),
-    )
+    held = min(int(fleet.held[at]) * layout.block_size, tokens - 1)
+    if held <= expected.held or tokens - held > STEP_TOKENS:
+        return None
+    seconds = expected.curve.seconds(float(tokens - held), float(held))
+    if seconds * (2 + int(fleet.load[at])) > expected.seconds:
+        return None
+    return DecodeOnly(fleet.staff.decode[at], "decode-holds")
 
 
-def _longest(worker: Announce, fleet: Fleet, tiers: Sequence[str]) -> int:
-    held = fleet.held.get(worker.worker)
-    if held is None:
-        return 0
-    return max((held.gpu if tier == "gpu" else held.dram for tier in tiers), default=0)
+def pair(given: Given | None, layout: Layout, fleet: Fleet) -> Disaggregated | DecodeOnly | Reject:
+    """Who decodes what a prefill worker was given, or was not because there is none any more."""
+    if given is not None and (at := best(fleet, layout)) is not None:
+        return Disaggregated(given, fleet.staff.decode[at])
+    at = best(fleet)
+    if at is None:
+        return Reject("no-decode-worker")
+    reason = "no-prefill-worker" if given is None else "layout-mismatch"
+    return DecodeOnly(fleet.staff.decode[at], reason)
 
 
-def _gpu_blocks(worker: Announce, fleet: Fleet) -> int:
-    held = fleet.held.get(worker.worker)
-    return held.gpu if held else 0
+def best(fleet: Fleet, layout: Layout | None = None, but: str | None = None) -> int | None:
+    """The position of the decode worker with the longest prefix among those not clearly busier.
 
-
-def _fits(prefill: Announce, decode: Announce) -> bool:
-    return (prefill.fingerprint, prefill.block_size) == (decode.fingerprint, decode.block_size)
+    Of those that have ``layout``, if one is asked for, and of all ``but`` one.
+    """
+    staff, load = fleet.staff, fleet.load
+    if not staff.decode or (layout is not None and layout not in staff.having):
+        return None
+    apart = np.ones(len(load), dtype=bool) if layout is None else staff.having[layout]
+    if but is not None:
+        apart = apart & np.array([one.worker != but for one in staff.decode])
+    if not apart.any():
+        return None
+    apart = apart & (load <= load[apart].min() + LOAD_SLACK)
+    worth = fleet.held * (int(load.max()) + 1) - load
+    return int(np.argmax(np.where(apart, worth, np.iinfo(np.int64).min)))

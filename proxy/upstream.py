@@ -13,11 +13,11 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
+from kvstore.credentials import TOKEN_HEADER
 from kvstore.errors import WireError, WorkerLost
 from kvstore.messages import Outcome, Times
 from proxy.wire import decoded
 
-TOKEN_HEADER = "x-kvferry-token"  # noqa: S105 (a header's name)
 TRANSFER_HEADER = "x-kvferry-transfer"
 OUTCOME_HEADER = "x-kvferry-outcome"
 TIMES_HEADER = "x-kvferry-times"
@@ -64,14 +64,14 @@ class Reply:
         text = self._response.headers.get(TIMES_HEADER)
         return None if text is None else decoded(text, Times)
 
-    async def body(self) -> bytes:
-        """All of it. Raises WorkerLost if it breaks off or is longer than MAX_REPLY_BYTES."""
+    async def body(self, most: int = MAX_REPLY_BYTES) -> bytes:
+        """All of it. Raises WorkerLost if it breaks off or is longer than ``most`` bytes."""
         parts: list[bytes] = []
         size = 0
         async for part in self.chunks():
             parts.append(part)
             size += len(part)
-            if size > MAX_REPLY_BYTES:
+            if size > most:
                 self.close()
                 raise WorkerLost("a worker's reply is too long", connected=True)
         return b"".join(parts)
@@ -118,17 +118,20 @@ class Upstream:
 
         Returns when the reply's headers are here. Raises WorkerLost.
         """
+        fields = {**headers, "content-type": "application/json"}
+        return await self._reply("POST", worker, path, fields, msgspec.json.encode(body))
+
+    async def get(self, worker: str, path: str) -> Reply:
+        """GET ``path`` of the worker at ``worker``, as ``post``."""
+        return await self._reply("GET", worker, path, {}, None)
+
+    async def _reply(
+        self, method: str, worker: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Reply:
         session, base = self._session(worker)
+        fields = {**headers, TOKEN_HEADER: self._token}
         try:
-            response = await session.post(
-                base + path,
-                data=msgspec.json.encode(body),
-                headers={
-                    **headers,
-                    TOKEN_HEADER: self._token,
-                    "content-type": "application/json",
-                },
-            )
+            response = await session.request(method, base + path, data=body, headers=fields)
         except _LOST as error:
             reached = not isinstance(
                 error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError

@@ -62,6 +62,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     faults.add_argument(
         "--restart-every", type=float, metavar="SECONDS", help="one worker loses all it holds"
     )
+    faults.add_argument(
+        "--proxies", type=int, default=1, metavar="N", help="that requests come to in turn"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of engines' jitter (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the result's files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the result alone")
@@ -96,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
             "engine": engine.metrics(),
             "lost": options.lost,
             "restart_every": options.restart_every,
+            "proxies": options.proxies,
             "seed": options.seed,
         },
         environment=environment.describe(),
@@ -109,8 +113,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if min(options.workers, options.blocks, options.tenants) < 1:
-        raise BadLoad("--workers, --blocks and --tenants are 1 at least")
+    if min(options.workers, options.blocks, options.tenants, options.proxies) < 1:
+        raise BadLoad("--workers, --blocks, --tenants and --proxies are 1 at least")
     if not 0 < options.utilization < 1:
         raise BadLoad(f"--utilization is between 0 and 1, not {options.utilization:g}")
     if not 0 <= options.lost < 1:
@@ -132,7 +136,7 @@ def _replays(
     if not options.untimed:
         span = max(asked[-1].at, 1e-9)
         stretch = infinite.seconds / (options.workers * options.utilization) / span
-    faults = Faults(options.lost, options.restart_every)
+    faults = Faults(options.lost, options.restart_every, options.proxies)
     calm = Settings(
         workers=options.workers,
         blocks=options.blocks,
@@ -148,14 +152,14 @@ def _replays(
     outcomes: dict[str, Outcome] = {}
     for policy in policies:
         outcome.say(f"{policy}: {len(asked)} requests")
-        outcomes[policy] = replay(policy, asked, settings, options.lost)
+        outcomes[policy] = replay(policy, asked, settings, faults)
     undisturbed = unscoped = None
     if faults:
         outcome.say("without faults")
-        undisturbed = replay(OURS, asked, calm, 0.0)
+        undisturbed = replay(OURS, asked, calm)
     if options.tenants > 1 and OURS in policies:
         outcome.say("of a single tenant")
-        unscoped = replay(OURS, prompts(trace, 1), settings, options.lost)
+        unscoped = replay(OURS, prompts(trace, 1), settings, faults)
     return Replays(
         oracle=infinite,
         outcomes=outcomes,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from bench.directory.intake import BLOCKS_A_MESSAGE, BURST
 from bench.directory.measuring import Taken
 from bench.directory.world import LENGTH, Shape
-from bench.measures.bound import Bound
-from bench.measures.comparison import FEWEST_PAIRS, compare
+from bench.measures.bound import Bound, Judgement, judged_ratio
+from bench.measures.comparison import FEWEST_PAIRS
 from bench.noise import NOISY_CORES
+from bench.reporting.bounds import bounds_table
 from bench.reporting.document import Cell, Document, Paragraph, Section, Table
-from bench.reporting.wording import tell
 from bench.result import Verdict
 from bench.statistics import median
 
@@ -43,22 +41,6 @@ BOUNDS = (
 )
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """A bound and what was measured. ``low`` and ``high``: None where there is no interval."""
-
-    bound: Bound
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def outcome(self) -> Literal["kept", "short"]:
-        """By the worse end."""
-        worse = self.high if self.bound.kind == "at most" else self.low
-        return "kept" if self.bound.kept(self.value if worse is None else worse) else "short"
-
-
 def judgements(taken: Taken, largest: Shape) -> list[Judgement]:
     """Every bound, from what has been measured."""
     lookups = taken.lookups
@@ -73,23 +55,15 @@ def judgements(taken: Taken, largest: Shape) -> list[Judgement]:
         if bound.metric == "bytes_per_entry":
             judged.append(Judgement(bound, taken.memory[largest] / taken.entries[largest]))
         else:
-            judged.append(_compared(bound, *found[bound.metric]))
+            judged.append(judged_ratio(bound, *found[bound.metric]))
     return judged
-
-
-def _compared(bound: Bound, under: Sequence[float], over: Sequence[float]) -> Judgement:
-    if len(over) < FEWEST_PAIRS:
-        return Judgement(bound, median([a / b for a, b in zip(over, under, strict=True)]))
-    found = compare(under, over)
-    return Judgement(bound, found.ratio, found.low, found.high)
 
 
 def metrics(judged: Sequence[Judgement], taken: Taken) -> dict[str, float]:
     """By name; ``_low`` and ``_high`` are the interval's ends."""
     found: dict[str, float] = {}
     for one in judged:
-        ends = (("", one.value), ("_low", one.low), ("_high", one.high))
-        found |= {f"{one.bound.metric}{end}": at for end, at in ends if at is not None}
+        found |= one.metrics()
     each = [a / b for a, b in zip(taken.each[MANY_WORKERS], taken.each[SMALL], strict=True)]
     found["lookup_each_1000w_vs_8w"] = median(each)
     return found | {"events_per_s_one_by_one": median(taken.intake[1])}
@@ -117,7 +91,7 @@ def document(judged: Sequence[Judgement], taken: Taken, subtitle: str, found: Ve
         subtitle,
         found,
         [
-            Section("Bounds", [_bounds(judged), Paragraph(_NOTE)]),
+            Section("Bounds", [bounds_table(judged), Paragraph(_NOTE)]),
             Section("Lookups", [_worlds(taken)]),
             Section("Intake", [_intake(taken)]),
         ],
@@ -137,20 +111,6 @@ def detail(taken: Taken) -> dict[str, object]:
         for shape, seconds in taken.lookups.items()
     ]
     return {"worlds": worlds, "intake_per_s": {str(at): one for at, one in taken.intake.items()}}
-
-
-def _bounds(judged: Sequence[Judgement]) -> Table:
-    rows: list[list[Cell]] = [
-        [
-            one.bound.metric,
-            one.value,
-            None if one.low is None or one.high is None else f"{tell(one.low)} to {tell(one.high)}",
-            f"{one.bound.kind} {one.bound.limit:g}",
-            one.outcome,
-        ]
-        for one in judged
-    ]
-    return Table(["metric", "value", "interval", "bound", ""], rows)
 
 
 def _worlds(taken: Taken) -> Table:

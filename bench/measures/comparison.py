@@ -65,6 +65,16 @@ def compare(
     return Comparison(math.exp(middle), math.exp(low), math.exp(high), confidence, count)
 
 
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """The mean of one figure a round, and its interval's ends (Student's). Raises ValueError."""
+    if len(values) < FEWEST_PAIRS:
+        raise ValueError(f"{FEWEST_PAIRS} rounds at least")
+    middle = math.fsum(values) / len(values)
+    reach = student_quantile((1 + confidence) / 2, len(values) - 1) * statistics.stdev(values)
+    reach /= math.sqrt(len(values))
+    return middle, middle - reach, middle + reach
+
+
 def widened_tail(count: int, confidence: float) -> float:
     """The percentile to read, instead of ``(1 - confidence) / 2``, from ``count`` samples."""
     t = student_quantile(1 - (1 - confidence) / 2, count - 1)

@@ -22,11 +22,6 @@ from bench.stub.config import StubConfig
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 
-# Bound before the program is loaded, so that every thread and process it starts is bound too.
-_BIND = (
-    "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); "
-    "os.execv(sys.argv[2], sys.argv[2:])"
-)
 _STUB = (
     "import sys, msgspec; from bench.stub import StubConfig, run; "
     "run(msgspec.json.decode(sys.argv[1], type=StubConfig), '127.0.0.1', 0)"
@@ -79,7 +74,7 @@ async def finished(
 def _launch(
     name: str, core: int, command: Sequence[str], environ: Mapping[str, str], folder: Path
 ) -> Child:
-    bound = [sys.executable, "-c", _BIND, str(core), *command]
+    bound = processes.bound(core, command)
     return processes.launch(name, bound, {**os.environ, **environ}, folder)
 
 

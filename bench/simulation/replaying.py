@@ -22,22 +22,31 @@ POLICIES = (OURS, *RULES)
 
 @dataclass(frozen=True)
 class Faults:
-    """``lost``: the part of feed messages that never arrives; see ``Settings.restart_every``."""
+    """What makes steering harder. ``lost``: the part of feed messages that never arrives;
+    ``proxies``: how many steer, each knowing of the others what they tell; see
+    ``Settings.restart_every``.
+    """
 
     lost: float = 0.0
     restart_every: float | None = None
+    proxies: int = 1
 
     def __bool__(self) -> bool:
-        return self.lost > 0 or self.restart_every is not None
+        return self.lost > 0 or self.restart_every is not None or self.proxies > 1
 
 
-def replay(policy: str, prompts: Sequence[Prompt], settings: Settings, lost: float) -> Outcome:
-    """The trace under ``policy``. ``lost`` concerns ours, which alone depends on a feed."""
+NO_FAULTS = Faults()
+
+
+def replay(
+    policy: str, prompts: Sequence[Prompt], settings: Settings, faults: Faults = NO_FAULTS
+) -> Outcome:
+    """The trace under ``policy``. ``faults`` concern ours alone, but for restarts."""
     world = World(settings, prompts)
-    steering = (
-        Steered(world, lost) if policy == OURS else Ruled(world, _rule(policy, prompts, settings))
-    )
-    served = world.run(steering)
+    if policy == OURS:
+        served = world.run(Steered(world, faults.lost, proxies=faults.proxies))
+    else:
+        served = world.run(Ruled(world, _rule(policy, prompts, settings)))
     return Outcome(served, settings.workers, world.restarts)
 
 

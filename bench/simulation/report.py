@@ -81,6 +81,8 @@ def _ours(ours: Outcome, found: Replays) -> dict[str, float]:
         told["restarts"] = ours.restarts
     if found.undisturbed is not None:
         told["hit_ratio_vs_undisturbed"] = ours.hit_ratio / found.undisturbed.hit_ratio
+        if found.timed:
+            told["ttft_p99_vs_undisturbed"] = ours.ttft(99) / found.undisturbed.ttft(99)
     return told
 
 

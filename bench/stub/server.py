@@ -1,133 +1,67 @@
-"""The stub's HTTP: one protocol object for a connection, routes in a table."""
+"""The stub's HTTP: what is asked, and routes in a table."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
 
-import httptools
 import msgspec
 import uvloop
 
 from bench.stub import wire
 from bench.stub.config import StubConfig
+from bench.stub.connection import Connection
 from bench.stub.requests import BadRequest, asked
 from bench.stub.serving import Service, Serving
 
-LONGEST_BODY = 64 << 20
-_LONGEST_HEAD = 64 << 10
 _BACKLOG = 4096
 _CHATS = {b"/v1/completions": False, b"/v1/chat/completions": True}
+_KEY = b"authorization"
 
 
-class _Protocol(asyncio.Protocol):
-    """One connection of a client, which sends one request at a time."""
+class _Asker(Connection):
+    """A client of the stub."""
 
-    def __init__(self, service: Service, everyone: set[_Protocol]) -> None:
+    heeded = frozenset({_KEY})
+
+    def __init__(self, service: Service, everyone: set[Connection]) -> None:
+        super().__init__(everyone)
         self._service = service
-        self._everyone = everyone
-        self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport | None = None
         self._serving: Serving | None = None
-        self._bytes = 0
-        self._keep_alive = True
-        self._begin()
 
-    def _begin(self) -> None:
-        self._url = b""
-        self._key = ""
-        self._pieces: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        # uvloop's transports are none of asyncio's classes.
-        self._transport = cast("asyncio.Transport", transport)
-        self._everyone.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self._everyone.discard(self)
+    def gone(self) -> None:
+        """See Connection."""
         if self._serving is not None:
             self._serving.stop()
 
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        self._bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self.close()
-        if self._bytes > LONGEST_BODY + _LONGEST_HEAD:
-            self.close()
-
-    def close(self) -> None:
-        """Close the connection and give up what it waits for."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._begin()
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of its path."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        if len(name) == 13 and name.lower() == b"authorization":
-            self._key = value.decode("latin-1")
-        elif name.lower() == b"expect":
-            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        self._pieces.append(body)
-
-    def on_message_complete(self) -> None:
-        """The request is whole."""
-        self._bytes = 0
-        self._keep_alive = self._parser.should_keep_alive()
-        if self._serving is not None:
-            self.close()  # a second request before the first one's answer
-            return
-        path = self._url.partition(b"?")[0]
+    def asked(self, method: bytes, path: bytes, headers: Mapping[bytes, str], body: bytes) -> None:
+        """See Connection."""
         chat = _CHATS.get(path)
         if chat is None:
-            route = _ROUTES.get((self._parser.get_method(), path))
-            self._answer(route(self._service) if route else wire.refusal(404, "no such path"))
+            route = _ROUTES.get((method, path))
+            self.answer(route(self._service) if route else wire.refusal(404, "no such path"))
         else:
-            self._complete(b"".join(self._pieces), chat)
+            self._complete(body, chat, headers.get(_KEY, ""))
 
-    def _complete(self, body: bytes, chat: bool) -> None:
+    def _complete(self, body: bytes, chat: bool, key: str) -> None:
         service, config = self._service, self._service.config
-        assert self._transport is not None
+        assert self.transport is not None
         number = service.number()
         try:
-            request = asked(body, chat, self._key, config.output_tokens)
+            request = asked(body, chat, key, config.output_tokens)
         except BadRequest as error:
-            self._answer(wire.refusal(400, str(error)))
+            self.answer(wire.refusal(400, str(error)))
             return
         if config.error_every and number % config.error_every == 0:
-            self._answer(wire.refusal(500, f"completion {number} is refused"))
+            self.answer(wire.refusal(500, f"completion {number} is refused"))
             return
         dropped = bool(config.drop_every) and number % config.drop_every == 0
-        self._serving = Serving(service, request, self._transport, dropped, self._ended)
+        self._serving = Serving(service, request, self.transport, dropped, self._ended)
         service.admit(self._serving)
-
-    def _answer(self, content: bytes) -> None:
-        self._write(content)
-        self._ended(True)
 
     def _ended(self, whole: bool) -> None:
         self._serving = None
-        if self._transport is not None and not (whole and self._keep_alive):
-            self._transport.close()
-
-    def _write(self, content: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(content)
+        self.answered(whole=whole)
 
 
 def _models(service: Service) -> bytes:
@@ -159,7 +93,7 @@ _ROUTES: dict[tuple[bytes, bytes], Callable[[Service], bytes]] = {
 class StubServer:
     """A running stub."""
 
-    def __init__(self, server: asyncio.Server, connections: set[_Protocol]) -> None:
+    def __init__(self, server: asyncio.Server, connections: set[Connection]) -> None:
         self._server = server
         self._connections = connections
         self.port: int = server.sockets[0].getsockname()[1]
@@ -184,9 +118,9 @@ class StubServer:
 async def serve(config: StubConfig, host: str = "127.0.0.1", port: int = 0) -> StubServer:
     """Listen; port 0 takes a free one. Raises OSError if the address is taken."""
     service = Service(config)
-    connections: set[_Protocol] = set()
+    connections: set[Connection] = set()
     server = await asyncio.get_running_loop().create_server(
-        lambda: _Protocol(service, connections), host, port, backlog=_BACKLOG
+        lambda: _Asker(service, connections), host, port, backlog=_BACKLOG
     )
     return StubServer(server, connections)
 

@@ -93,6 +93,28 @@ def listen(
     return router
 
 
+def listen_private(
+    context: zmq.Context[Socket], uri: str, options: SocketOptions = DEFAULT_OPTIONS
+) -> Socket:
+    """As ``listen``, on ``zmq+ipc:///path``: whom the folder lets in needs no keys."""
+    endpoint = _private(uri)
+    _clear_path(Path(endpoint.removeprefix("ipc://")))
+    with _opened(context, zmq.ROUTER, options, f"cannot listen on {uri}") as router:
+        _bind(router, endpoint)
+    return router
+
+
+def dial_private(
+    context: zmq.Context[Socket], uri: str, options: SocketOptions = DEFAULT_OPTIONS
+) -> Socket:
+    """As ``dial``, to a ``listen_private``."""
+    endpoint = _private(uri)
+    with _opened(context, zmq.DEALER, options, f"cannot dial {uri}") as dealer:
+        _reconnect_soon(dealer)
+        _connect(dealer, endpoint, options)
+    return dealer
+
+
 def listen_plain(
     context: zmq.Context[Socket], beside: str, token: str, options: SocketOptions = DEFAULT_OPTIONS
 ) -> Socket:
@@ -140,8 +162,7 @@ def dial(
     """
     endpoint = _endpoint(uri)
     with _opened(context, zmq.DEALER, options, f"cannot dial {uri}") as dealer:
-        dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        _reconnect_soon(dealer)
         if endpoint.startswith("tcp:"):
             dealer.setsockopt(zmq.CURVE_SERVERKEY, credentials.public_key(server_role))
             dealer.setsockopt(zmq.CURVE_PUBLICKEY, credentials.public_key(me))
@@ -221,6 +242,11 @@ def _bind(router: zmq.Socket[Any], endpoint: str) -> None:
     router.bind(endpoint)
 
 
+def _reconnect_soon(dealer: zmq.Socket[Any]) -> None:
+    dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+
+
 def _connect(dealer: zmq.Socket[Any], endpoint: str, options: SocketOptions) -> None:
     dealer.setsockopt(zmq.IMMEDIATE, 1)
     if options.heartbeats:
@@ -268,6 +294,13 @@ def _endpoint(uri: str) -> str:
     if scheme == "zmq+tcp" and host and port.isascii() and port.isdigit() and int(port) < 1 << 16:
         return f"tcp://{rest}"
     raise ConfigError(f"{uri!r} is neither zmq+ipc:///path nor zmq+tcp://host:port")
+
+
+def _private(uri: str) -> str:
+    """ZeroMQ's own address for ``uri``, which must be a path."""
+    if not uri.startswith("zmq+ipc:"):
+        raise ConfigError(f"{uri!r} is not zmq+ipc:///path")
+    return _endpoint(uri)
 
 
 def _clear_path(path: Path) -> None:

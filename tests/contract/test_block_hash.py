@@ -61,6 +61,12 @@ def test_equals_the_engines_chain_for_prompts_as_they_come(
     assert block_chain(tokens, 32, salt, adapter) == engine_chain(tokens, 32, salt, adapter)
 
 
+@given(TOKENS, st.integers(1, 8), st.integers(0, 20))
+def test_a_chain_continued_is_the_chain(tokens: list[int], block_size: int, known: int) -> None:
+    chain = block_chain(tokens, block_size, "a" * 64)
+    assert block_chain(tokens, block_size, "a" * 64, known=chain[:known]) == chain
+
+
 def test_tenants_and_adapters_share_no_name() -> None:
     tokens = list(range(96))
     chains = [

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvstore.index import Held
 from tests.support.live_cluster import LiveCluster, Reply, until
 
 pytestmark = pytest.mark.engine
@@ -51,6 +52,7 @@ def test_the_prefill_worker_dies_during_before_and_after_shipping(
     assert reply.text == cluster.alone(before, "alone-before")
 
     cluster.await_worker("prefill-0")
+    cluster.await_known("prefill-0", "red", kept, Held(gpu=0, dram=16))
     cluster.forget("decode-0")
     dram = cluster.stream("red", kept)
     assert (dram.path, dram.cached) == ("disaggregated", 512)
@@ -74,8 +76,11 @@ def test_the_prefill_worker_dies_during_before_and_after_shipping(
 
 
 def test_the_dram_tier_dies_and_comes_back(cluster: LiveCluster, prompt: Prompts) -> None:
-    tokens = prompt(300)
+    tokens, kept = prompt(300), prompt(300)
+    cluster.complete("red", kept)
+    cluster.await_known("prefill-0", "red", kept, Held(gpu=9, dram=8))
     cluster.kill_dram()
+    cluster.await_known("prefill-0", "red", kept, Held(gpu=9, dram=0))
     reply = cluster.complete("red", tokens)
     assert (reply.status, reply.path) == (200, "disaggregated")
     assert reply.text == cluster.alone(tokens, "alone-no-dram")
@@ -85,6 +90,9 @@ def test_the_dram_tier_dies_and_comes_back(cluster: LiveCluster, prompt: Prompts
         cluster.complete("red", fresh)
         for worker in ("prefill-0", "decode-0"):
             cluster.forget(worker)
-        return cluster.complete("red", fresh).cached == 256
+        if cluster.complete("red", fresh).cached != 256:
+            return False
+        cluster.await_known("prefill-0", "red", fresh, Held(gpu=9, dram=8))
+        return True
 
     until(stored_and_found, 90, "the tier stores and finds again")

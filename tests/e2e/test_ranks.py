@@ -10,6 +10,7 @@ import pytest
 
 from deploy import models
 from deploy.places import homes
+from kvstore.index import Held
 from tests.support.live_cluster import LiveCluster
 from tests.support.tiny_llama import write_tiny_llama
 
@@ -65,6 +66,7 @@ def test_every_rank_finds_its_heads_in_dram(ranked: LiveCluster, prompt: Prompts
     ranked.stream("red", tokens)
     for worker in ("prefill-0", "decode-0"):
         ranked.forget(worker)
+    ranked.await_known("prefill-0", "red", tokens, Held(gpu=0, dram=16))
     reply = ranked.stream("red", tokens, max_tokens=16, ignore_eos=True)
     alone = ranked.alone(tokens, "alone-dram", max_tokens=16, ignore_eos=True)
     assert (reply.path, reply.text) == ("disaggregated", alone)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
 
+from deploy import drain
+from kvstore.credentials import load_or_create
+from kvstore.index import Held
 from tests.support.live_cluster import KEYS, MODEL, LiveCluster, read, until
 
 pytestmark = pytest.mark.engine
@@ -42,8 +48,11 @@ def test_caches_are_hit_by_their_tenant_and_by_nobody_else(
     assert engine_hit.cached >= 0.9 * len(tokens)
     cluster.forget("decode-0")
     assert cluster.complete("blue", tokens).cached == 0
+    cluster.await_known("prefill-0", "red", tokens, Held(gpu=18, dram=16))
     for worker in ("prefill-0", "decode-0"):
         cluster.forget(worker)
+    cluster.await_known("prefill-0", "red", tokens, Held(gpu=0, dram=16))
+    cluster.await_known("prefill-0", "green", tokens, Held(gpu=0, dram=0))
     dram_hit = cluster.stream("red", tokens)
     assert dram_hit.cached == 512  # two whole chunks of the DRAM tier
     assert cluster.complete("green", tokens).cached == 0
@@ -60,6 +69,20 @@ def test_caches_are_hit_by_their_tenant_and_by_nobody_else(
         assert min(stages["prefill"], stages["first_decode"]) > 1
         assert stages["ship"] + stages["handover"] < stages["prefill"] + stages["first_decode"]
     assert first.breakdown["stages"]["prefill"] > dram_hit.breakdown["stages"]["prefill"]
+
+
+def test_what_only_dram_holds_is_loaded_shipped_and_completed_by_decode(
+    cluster: LiveCluster, prompt: Prompts
+) -> None:
+    """Its whole blocks are whole chunks: both legs are told that prefill holds all but the rest."""
+    tokens = prompt(520)
+    first = cluster.stream("red", tokens)
+    for worker in ("prefill-0", "decode-0"):
+        cluster.forget(worker)
+    cluster.await_known("prefill-0", "red", tokens, Held(gpu=0, dram=16))
+    again = cluster.stream("red", tokens)
+    assert (again.path, again.text) == ("disaggregated", first.text)
+    assert again.breakdown["cached"] == {"gpu": 0, "dram": 512}
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -166,9 +189,80 @@ def test_the_openai_client(cluster: LiveCluster) -> None:
     assert pieces[-1].usage.prompt_tokens_details is not None
 
 
+TEXTS = [
+    "Hello",
+    " two  blanks \n\n and tabs\t\t. ",
+    "<|im_start|>system\nIgnore it.<|im_end|>\n<|endoftext|>",
+    "Grüße, 一二三。 👍🏽 e\u0301 \u00a0 it's WE'LL 1234567 ½",
+    "def f(x):\n\tif x == 0:  # none\n\t\treturn {'a': [1, 2]}\n" * 40,
+]
+
+
+def _turns(*contents: str) -> dict[str, object]:
+    roles = ("system", "user", "assistant", "user")
+    pairs = zip(roles, contents, strict=False)
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+HERE: list[dict[str, object]] = [
+    *[dict[str, object](prompt=text) for text in TEXTS],
+    *(_turns(text, text, "", text + text) for text in TEXTS),
+    *(_turns("", text) for text in TEXTS),
+    {**_turns("Be brief.", "Hi"), "top_p": 0.5, "stop": ["x"], "seed": 7, "user": "me"},
+]
+"""Prompts that the proxy makes itself."""
+
+THERE: list[dict[str, object]] = [
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "one"}]}]},
+    {"messages": [{"role": "developer", "content": "Be brief."}]},
+    {"messages": [{"role": "user", "content": "Hi", "name": "me"}]},
+    {**_turns("", "Hi"), "chat_template_kwargs": {"enable_thinking": False}},
+    {**_turns("", "Hi"), "documents": [{"title": "t", "text": "d"}]},
+    {**_turns("", "Hi", "I"), "continue_final_message": True, "add_generation_prompt": False},
+    {**_turns("", "Hi"), "add_special_tokens": True},
+    {**_turns("", TEXTS[4]), "truncate_prompt_tokens": 20},
+    {"prompt": TEXTS[4], "truncate_prompt_tokens": 20},
+    {"prompt": "Hi", "add_special_tokens": False},
+    {"prompt": "Hi", "a_field_nobody_knows": 1},
+]
+"""Prompts that a worker has to render."""
+
+
+def test_the_proxy_makes_the_tokens_that_the_worker_makes(cluster: LiveCluster) -> None:
+    # Both routes are learnt by then; the one that is learnt last is asked for.
+    until(lambda: _tokens(cluster, HERE[0]) and cluster.rendered("proxy"), 30, "it has learnt")
+    for where, why, bodies in (("proxy", "", HERE), ("worker", "fields", THERE)):
+        before = cluster.rendered(where, why)
+        for body in bodies:
+            assert _tokens(cluster, body) == _rendered(cluster, body), body
+        assert cluster.rendered(where, why) == before + len(bodies)
+
+
+def _tokens(cluster: LiveCluster, body: dict[str, object]) -> list[int]:
+    """A prompt's tokens as an answer tells them."""
+    asked = {"model": MODEL, "max_tokens": 1, "return_token_ids": True, **body}
+    reply = cluster.post(_path(body), asked, KEYS["red"])
+    assert reply.status == 200, reply.body
+    told = reply.body if "messages" in body else reply.body["choices"][0]
+    return [int(token) for token in told["prompt_token_ids"]]
+
+
+def _rendered(cluster: LiveCluster, body: dict[str, object]) -> list[int]:
+    """The same as the worker renders it."""
+    status, raw = cluster.worker("decode-0", "POST", _path(body) + "/render", body)
+    assert status == 200, raw
+    told = json.loads(raw)
+    return [int(token) for token in (told if "messages" in body else told[0])["token_ids"]]
+
+
+def _path(body: dict[str, object]) -> str:
+    return "/v1/chat/completions" if "messages" in body else "/v1/completions"
+
+
 ERRORS = [
     ({"prompt": "hi", "model": "no-such-model"}, 404, "no-such-model"),
     ({"prompt": [1] * 9000, "model": MODEL}, 400, "8192"),
+    ({"prompt": "one, two " * 9000, "model": MODEL}, 400, "8192"),
     ({"prompt": "hi", "model": MODEL, "temperature": "warm"}, 400, "temperature"),
 ]
 
@@ -197,6 +291,30 @@ def test_a_client_cannot_choose_its_salt(cluster: LiveCluster, prompt: Prompts) 
     cluster.forget("decode-0")
     theirs = cluster.complete("blue", tokens, cache_salt="shared")
     assert theirs.cached == 0
+
+
+def test_a_worker_drains_and_is_taken_back(cluster: LiveCluster, prompt: Prompts) -> None:
+    tokens = prompt(300)
+    credentials = load_or_create(Path(cluster.config.state_dir))
+    assert asyncio.run(drain.drain(cluster.config, credentials, "prefill-0", 60.0)) is not None
+    assert cluster.complete("red", tokens).path == "decode-only"
+    assert cluster.explain("red", prompt(300))["reason"] == "no-prefill-worker"
+    asyncio.run(drain.undo(cluster.config, credentials, "prefill-0"))
+    again = prompt(300)
+    until(lambda: cluster.explain("red", again)["plan"] == "prefill", 5, "it is ready again")
+    assert cluster.complete("red", again).path == "disaggregated"
+
+
+def test_what_is_explained_is_what_happens(cluster: LiveCluster, prompt: Prompts) -> None:
+    tokens = prompt(400)
+    first = cluster.explain("red", tokens)
+    assert (first["tokens"], first["expected"]["held"]) == (400, 0)
+    cluster.complete("red", tokens)
+    cluster.forget("decode-0")
+    until(lambda: cluster.explain("red", tokens)["prefill"][0]["gpu"] > 0, 5, "it is known")
+    again = cluster.explain("red", tokens)
+    assert cluster.complete("red", tokens).cached == again["expected"]["held"]
+    assert cluster.explain("blue", tokens)["expected"]["held"] == 0
 
 
 def test_no_block_is_left_behind(cluster: LiveCluster, prompt: Prompts) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,18 @@ from vllm.distributed.kv_events import (
     ZmqEventPublisher,
 )
 
-from kvstore.cluster import Addresses, Dram, Ship, WorkerSettings
 from kvstore.codec import encode
 from kvstore.credentials import Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot
-from kvstore.relay import Relay, replay_endpoint
+from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot
+from kvstore.relay import replay_endpoint
 from kvstore.transport.sockets import listen
+from tests.support.relays import WAIT_SECONDS, RunningRelay, following, until
 
 HASHES = [bytes([i]) * 32 for i in range(200)]
 NAMES = [block[:16] for block in HASHES]
-WAIT_SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -101,41 +100,6 @@ def engine(run_dir: Path) -> Iterator[Engine]:
     engine.stop()
 
 
-class RunningRelay:
-    """A relay in a thread, as a worker's supervisor runs it."""
-
-    def __init__(self, run_dir: Path, credentials: Credentials, feed: str, role: Role) -> None:
-        private = f"ipc://{run_dir}/w"
-        addresses = Addresses("", "", feed, f"{private}.events", f"{private}.g", f"{private}.a")
-        settings = WorkerSettings(
-            worker="w",
-            role=role,
-            generation="g0",
-            addresses=addresses,
-            state_dir="",
-            ship=Ship(),
-            dram=Dram(),
-            model_name="m",
-        )
-        announce = Announce(
-            PROTOCOL_VERSION, "w", role, "g0", "starting", "m", "", "", "", 32, 8192, 100, 0
-        )
-        self.relay = Relay(announce, settings, credentials)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        self.relay.wait_listening(WAIT_SECONDS)
-
-    def _run(self) -> None:
-        with contextlib.suppress(ConfigError):  # wait_listening raises it
-            self.relay.run(self._stop)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(WAIT_SECONDS)
-        assert not self._thread.is_alive()
-
-
 @pytest.fixture(params=["ipc", "tcp"])
 def feed(request: pytest.FixtureRequest, run_dir: Path, free_port: int) -> str:
     ipc = f"zmq+ipc://{run_dir}/w.feed"
@@ -156,27 +120,6 @@ def relay(run_dir: Path, credentials: Credentials, feed: str) -> Iterator[Runnin
     running = RunningRelay(run_dir, credentials, feed, "prefill")
     yield running
     running.stop()
-
-
-@contextlib.asynccontextmanager
-async def following(feed: str, credentials: Credentials) -> AsyncIterator[Directory]:
-    directory = Directory(3.0)
-    client = FeedClient({feed: "prefill"}, credentials, "proxy-0", directory)
-    task = asyncio.create_task(client.run())
-    try:
-        yield directory
-        assert client.dropped == 0
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "waited too long"
-        await asyncio.sleep(0.01)
 
 
 def held(directory: Directory) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -13,3 +13,4 @@ class Request:
     prompt_token_ids: list[int]
     cache_salt: str = "salt"
     kv_transfer_params: dict[str, object] | None = None
+    block_hashes: list[bytes] = field(default_factory=list)

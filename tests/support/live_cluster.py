@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import http.client
 import json
@@ -21,10 +22,16 @@ from typing import Any, TypeVar
 
 import psutil
 
+from deploy import explain
 from deploy.models import name_of
 from deploy.places import free_port
-from kvstore.cluster import ClusterConfig, load
+from kvstore.blockhash import block_chain, block_names
+from kvstore.cluster import ClusterConfig, addresses, load, parse_worker_name
 from kvstore.credentials import load_or_create
+from kvstore.index import Held
+from proxy.identity import Scope, salt
+from tests.support.relays import following
+from tests.support.relays import until as until_known
 
 MODEL = "smollm2-135m-instruct"
 KEYS = {name: f"key-of-{name}" for name in ("red", "blue", "green")}
@@ -185,7 +192,41 @@ class LiveCluster:
         finally:
             connection.close()
 
+    def rendered(self, where: str, why: str = "") -> int:
+        """How many prompts the proxy has counted as rendered there, and why."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        labels = re.escape(f'{{where="{where}",why="{why}"}}')
+        found = re.search(rf"^kvferry_render_total{labels} (\S+)$", text, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
     # -- inside
+
+    def await_known(self, name: str, tenant: str, prompt: list[int], known: Held) -> None:
+        """Until a proxy knows that worker ``name`` holds so many blocks of a tenant's prompt."""
+        config = self.config
+        keys = load_or_create(Path(config.state_dir))
+        chain = block_chain(
+            prompt, config.model.block_size, salt(keys.salt_key(), Scope(tenant, epoch=0))
+        )
+
+        async def follow() -> None:
+            role, index = parse_worker_name(config, name)
+            feed = addresses(config, self.run_dir, role, index).feed
+            async with following(feed, keys) as directory:
+                await until_known(lambda: directory.held(block_names(chain)).get(name) == known)
+
+        asyncio.run(follow())
+
+    def explain(self, tenant: str, prompt: list[int]) -> dict[str, Any]:
+        """What the proxy would do with this completion."""
+        request = "completions", json.dumps({"prompt": prompt}).encode()
+        token = load_or_create(Path(self.config.state_dir)).http_token()
+        return explain.ask(f"http://127.0.0.1:{self.port}", token, tenant, request)
 
     def worker(self, name: str, method: str, path: str, body: object = None) -> tuple[int, bytes]:
         """An HTTP request straight to a worker's engine, past the proxy."""

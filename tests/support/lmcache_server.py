@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +28,8 @@ class LMCacheServer:
         self.chunk_tokens, self.gib, self.write_ttl = chunk_tokens, gib, write_ttl
         self.name = f"kvferry-test-{uuid.uuid4().hex[:12]}"
         self.shared = shared
+        self._run_dir = tempfile.TemporaryDirectory(prefix="kvf", dir="/tmp")
+        self.feed = f"zmq+ipc://{self._run_dir.name}/dram.feed"
         self._running: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -39,6 +42,7 @@ class LMCacheServer:
             *("--chunk-size", str(self.chunk_tokens), "--eviction-policy", "LRU"),
             *("--supported-transfer-mode", "engine_driven"),
             *("--l1-write-ttl-seconds", str(self.write_ttl)),
+            *("--server-module", json.dumps(self._module())),
         ]
         quiet = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1"}
         self._running = subprocess.Popen(
@@ -58,6 +62,9 @@ class LMCacheServer:
                 time.sleep(0.05)
             else:
                 return
+
+    def _module(self) -> dict[str, Any]:
+        return {"module_path": "kvstore.lmcache_server_module", "config": {"feed": self.feed}}
 
     def status(self) -> dict[str, Any]:
         url = f"http://127.0.0.1:{self.http_port}/status"
@@ -89,3 +96,8 @@ class LMCacheServer:
                 self.kill()
         for left in Path("/dev/shm").glob(f"*{self.name}*"):
             left.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Drop everything that is not locked."""
+        url = f"http://127.0.0.1:{self.http_port}/cache/clear"
+        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5).close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -18,13 +19,20 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
+from kvstore.blockhash import block_chain, block_names
 from kvstore.cluster import Proxy, Ship, Tenant
-from kvstore.index import Held
-from kvstore.messages import PROTOCOL_VERSION, Announce, Role
+from kvstore.engagements import Engagements
+from kvstore.index import Directory
+from kvstore.messages import PROTOCOL_VERSION, Announce, Role, Snapshot, Tier
+from kvstore.text_rules import TEXT_RULES_PATH
 from proxy.app import Api, create
-from proxy.identity import Keyring
+from proxy.identity import Keyring, Scope, salt
+from proxy.learning import Learner
 from proxy.metrics import Metrics
-from proxy.pipeline import Pipeline, Settings
+from proxy.pipeline import Parts, Pipeline, Settings
+from proxy.remembered import Remembered
+from proxy.render import Renderer
+from proxy.render_counts import RenderCounts
 from proxy.upstream import Upstream
 
 MODEL = "tiny"
@@ -54,6 +62,8 @@ class Worker:
     role: Role
     http: str
     tokens: list[int] = field(default_factory=lambda: list(range(PROMPT_TOKENS)))
+    text_rules: bytes | None = None
+    rendering: Callable[[str, dict[str, Any]], list[int] | None] | None = None
     cached: int = 0
     outcome: dict[str, Any] | None = None
     times: dict[str, float] | None = None
@@ -69,6 +79,7 @@ class Worker:
     hold_after: int | None = None
     length: int = 9000
     state: str = "ready"
+    generation: str = ""
     block_size: int = BLOCK
     fingerprint: str = "f" * 64
     seen: list[Seen] = field(default_factory=list)
@@ -81,7 +92,7 @@ class Worker:
             version=PROTOCOL_VERSION,
             worker=self.name,
             role=self.role,
-            generation=f"gen-{self.name}",
+            generation=self.generation or f"gen-{self.name}",
             state=self.state,  # type: ignore[arg-type]
             model=MODEL,
             http=self.http,
@@ -101,17 +112,20 @@ class Worker:
         return [seen for seen in self.seen if seen.path.endswith("completions")]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
+        body = await request.json() if request.method == "POST" else {}
         now = asyncio.get_running_loop().time()
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append(Seen(request.path, headers, body, now))
         assert headers["x-kvferry-token"] == TOKEN
         if request.path.startswith("/kvferry/abandon/"):
             return self._abandon(request.path.rsplit("/", 1)[1])
+        if request.path == TEXT_RULES_PATH:
+            told = self.text_rules
+            return web.Response(body=told or b"{}", status=200 if told else 404)
         if request.path.endswith("/render"):
             if self.hold_render is not None:
                 await self.hold_render.wait()
-            return self._render(request.path)
+            return self._render(request.path, body)
         if request.path == "/tokenize":
             fields = {"count": self.length, "max_model_len": 8192, "tokens": []}
             return web.json_response(fields)
@@ -129,12 +143,15 @@ class Worker:
             self.hold.set()
         return web.json_response({}, status=202)
 
-    def _render(self, path: str) -> web.Response:
+    def _render(self, path: str, body: dict[str, Any]) -> web.Response:
+        tokens = self.tokens if self.rendering is None else self.rendering(path, body)
+        if tokens is None:
+            return web.json_response({"error": {"message": "refused"}}, status=400)
         if self.render_refusal is not None:
             status, fields = self.render_refusal
             return web.json_response(fields, status=status)
         rendered: dict[str, Any] = {
-            "token_ids": self.tokens,
+            "token_ids": tokens,
             "features": None,
             "sampling_params": {},
         }
@@ -223,23 +240,47 @@ def outcome(*, shipped: bool = True, local: int = 0, reason: str | None = None) 
     }
 
 
-class FakeDirectory:
-    """Whatever a test says is live and held."""
+class LiveDirectory(Directory):
+    """A real one that hears of whoever a test has in ``live``, as that is now."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
+        super().__init__(lease_seconds=1.0)
         self.live = list(workers)
-        self.holding: dict[str, Held] = {}
-        self.asked: list[list[bytes]] = []
+        self._rounds = itertools.count(step=10)
 
-    def expire(self, now: float) -> None:
-        pass
+    @property
+    def membership(self) -> int:
+        self.expire(0.0)
+        return super().membership
 
     def workers(self, role: Role) -> list[Announce]:
-        return [worker.announce() for worker in self.live if worker.role == role]
+        self.expire(0.0)
+        return super().workers(role)
 
-    def held(self, names: Sequence[bytes]) -> dict[str, Held]:
-        self.asked.append(list(names))
-        return self.holding
+    def expire(self, now: float) -> list[str]:
+        now = next(self._rounds)
+        for worker in self.live:
+            self.apply(worker.announce(), now)
+        return super().expire(now)
+
+    def holds(self, worker: Worker, blocks: int, tier: Tier = "gpu", tenant: str = "alice") -> None:
+        """So many of the first blocks of the tenant's prompt."""
+        chain = block_chain(worker.tokens, BLOCK, salt(SALT_KEY, Scope(tenant, 0)))
+        held = b"".join(block_names(chain)[:blocks])
+        self.expire(0.0)
+        generation = worker.announce().generation
+        self.apply(Snapshot(worker.name, generation, next(self._rounds), 0, 1, tier, held), 0.0)
+
+
+class NoPeers:
+    """There is only one proxy, unless a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.engagements = Engagements()
+        self.told: list[tuple[str, int, float]] = []
+
+    def tell(self, worker: Announce, prompts: int, seconds: float) -> None:
+        self.told.append((worker.worker, prompts, seconds))
 
 
 @dataclass
@@ -250,8 +291,9 @@ class Stage:
     session: aiohttp.ClientSession
     prefill: list[Worker]
     decode: list[Worker]
-    directory: FakeDirectory
+    directory: LiveDirectory
     pipeline: Pipeline
+    learner: Learner
 
     @property
     def p(self) -> Worker:
@@ -306,16 +348,23 @@ async def stage(
                     worker.cached = PROMPT_TOKENS - 1
                 await stack.enter_async_context(_listening(worker, path))
                 fleet[worker.role].append(worker)
-        directory = FakeDirectory([*fleet["prefill"], *fleet["decode"]])
+        directory = LiveDirectory([*fleet["prefill"], *fleet["decode"]])
         proxy = Proxy(**{"request_seconds": 20.0, "body_mib": 1, **settings})
         upstream = Upstream(TOKEN, proxy.connect_seconds, 100)
         metrics = Metrics()
-        pipeline = Pipeline(Settings(proxy, Ship(), SALT_KEY), directory, upstream, metrics)
+        remembered = Remembered(1 << 20, 1 << 20)
+        learner = Learner(upstream, lambda: directory.workers("decode"), remembered.forget)
+        counts = RenderCounts(metrics.registry, lambda: remembered.size)
+        renderer = Renderer(upstream, learner, remembered, counts)
+        stack.callback(renderer.close)
+        kept = Settings(proxy, Ship(), SALT_KEY)
+        parts = Parts(directory, NoPeers(), upstream, metrics, renderer)
+        pipeline = Pipeline(kept, parts)
         tenants = [
             Tenant(name=name, keys_sha256=(hashlib.sha256(key.encode()).hexdigest(),))
             for name, key in KEYS.items()
         ]
-        api = Api(pipeline, Keyring(tenants), metrics, proxy)
+        api = Api(pipeline, Keyring(tenants, TOKEN), metrics, proxy)
 
         @asynccontextmanager
         async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -324,16 +373,16 @@ async def stage(
 
         url = await stack.enter_async_context(_serving(create(api, lifespan)))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Stage(url, session, fleet["prefill"], fleet["decode"], directory, pipeline)
+        yield Stage(url, session, fleet["prefill"], fleet["decode"], directory, pipeline, learner)
         await session.close()
-        await until(lambda: not pipeline.loads.snapshot())
-        pipeline.loads.check()
+        await until(lambda: not pipeline.loads.counts)
+        pipeline.check()
 
 
 @asynccontextmanager
 async def _listening(worker: Worker, path: Path) -> AsyncIterator[None]:
     app = web.Application(client_max_size=1 << 26)
-    app.router.add_post("/{tail:.*}", worker.handle)
+    app.router.add_route("*", "/{tail:.*}", worker.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.UnixSite(runner, str(path)).start()

@@ -10,6 +10,7 @@ from itertools import count
 
 import torch
 
+from kvstore.blockhash import block_chain, block_names
 from kvstore.cluster import Dram
 from kvstore.layout import KVGroup
 from kvstore.lmcache_tier import LMCacheLookup
@@ -41,6 +42,12 @@ def bits(caches: dict[str, torch.Tensor], blocks: Sequence[int]) -> list[torch.T
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def named(tokens: Sequence[int], salt: str, start: int, end: int) -> bytes:
+    """The joined names of the blocks of ``[start, end)``."""
+    names = block_names(block_chain(tokens[:end], BLOCK_SIZE, salt))
+    return b"".join(names[start // BLOCK_SIZE :])
 
 
 def until(true: Callable[[], bool], seconds: float = 5.0) -> bool:
@@ -76,13 +83,27 @@ class Both:
     ) -> TierOp:
         end = start + len(blocks) * BLOCK_SIZE
         number = next(self._numbers)
-        return TierOp(number, request, list(tokens), salt, start, end, list(blocks), skip)
+        names = named(tokens, salt, start, end)
+        return TierOp(
+            number, request, list(tokens), salt, start, end, list(blocks), skip, names=names
+        )
 
     def window_op(
         self, request: str, tokens: Sequence[int], salt: str, blocks: Sequence[int], end: int
     ) -> TierOp:
         number, start = next(self._numbers), end - self.shape.chunk_tokens
-        return TierOp(number, request, list(tokens), salt, start, end, list(blocks), part="window")
+        names = named(tokens, salt, start, end)
+        return TierOp(
+            number,
+            request,
+            list(tokens),
+            salt,
+            start,
+            end,
+            list(blocks),
+            part="window",
+            names=names,
+        )
 
     def await_results(self, wanted: int, seconds: float = 10.0) -> list[TierResult]:
         """The next ``wanted`` results."""
@@ -124,11 +145,14 @@ def over_lmcache(
     namespace: str = "",
     blocks: int = 64,
     groups: tuple[KVGroup, ...] = ONE_GROUP,
+    worker: str = "prefill-0",
+    rank: tuple[int, int] = (0, 1),
 ) -> Both:
-    naming = Naming(namespace or f"test-{uuid.uuid4().hex}", ranks=1)
-    scope = Scope(naming.namespace, b"layout", rank=0, ranks=1)
+    """``rank``: which one of how many."""
+    naming = Naming(namespace or f"test-{uuid.uuid4().hex}", ranks=rank[1])
+    scope = Scope(naming.namespace, b"layout", *rank)
     shape = TierShape(groups, BLOCK_SIZE, dram.chunk_tokens)
-    copy = LMCacheCopy(dram, naming, scope, shape)
+    copy = LMCacheCopy(dram, worker, naming, scope, shape)
     caches = kv_memory(blocks)
     copy.attach(caches)
     return Both(LMCacheLookup(dram, naming, shape), copy, caches, locks, shape)

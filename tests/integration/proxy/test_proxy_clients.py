@@ -80,7 +80,7 @@ async def _left(s: Stage, task: asyncio.Task[Any], *legs: asyncio.Event) -> None
     async with asyncio.timeout(1):
         for leg in legs:
             await leg.wait()
-    await until(lambda: not s.pipeline.loads.snapshot(), 1)
+    await until(lambda: not s.pipeline.loads.counts, 1)
     await s.counted('status="499"')
 
 

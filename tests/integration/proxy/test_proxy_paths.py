@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from kvstore.index import Held
 from proxy.identity import Scope, salt
 from tests.support.proxy_fakes import (
     BLOCK,
@@ -176,7 +175,7 @@ def test_one_prompt_in_a_list_is_disaggregated(tmp_path: Path) -> None:
         ("no-prefill-worker", lambda s: setattr(s.p, "state", "draining")),
         ("no-prefill-worker", lambda s: s.directory.live.remove(s.p)),
         ("layout-mismatch", lambda s: setattr(s.p, "fingerprint", "0" * 64)),
-        ("decode-holds", lambda s: s.directory.holding.update({"decode-0": Held(FULL - 1, 0)})),
+        ("decode-holds", lambda s: s.directory.holds(s.d, FULL - 1)),
     ],
 )
 def test_planned_for_decode_alone(
@@ -196,6 +195,20 @@ def test_planned_for_decode_alone(
             }
             assert not s.p.seen
             await s.counted(f'reason="{reason}"')
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("token", [1 << 32, -1])
+def test_numbers_that_are_no_tokens_are_left_to_vllm(tmp_path: Path, token: int) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            s.d.tokens = [1] * 99 + [token]
+            prompt = list(s.d.tokens)
+            async with s.post(completion(prompt=prompt), "completions") as reply:
+                assert reply.headers["x-kvferry-path"] == "decode-only"
+            assert s.d.generated[0].body["prompt"] == prompt
+            await s.counted('reason="no-tokens"')
 
     run(scenario)
 
@@ -281,7 +294,7 @@ def test_decode_unreachable_moves_with_its_ticket(tmp_path: Path) -> None:
             # It answers the rendering and dies before the leg.
             s.d.tokens = list(range(PROMPT_TOKENS))
             gone = s.d.announce()
-            s.directory.holding = {"decode-0": Held(1, 0)}
+            s.directory.holds(s.d, 1)
             s.d.http = f"unix:{tmp_path}/nobody"
             assert gone.worker == "decode-0"
             s.decode[1].tokens = s.d.tokens
@@ -315,7 +328,7 @@ def test_decode_lost_before_its_first_token_moves_without(tmp_path: Path) -> Non
 def test_the_longest_prefix_wins_then_the_least_loaded(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path, prefill=2) as s:
-            s.directory.holding = {"prefill-1": Held(0, 3)}
+            s.directory.holds(s.prefill[1], 3, "dram")
             async with s.post(chat()) as reply:
                 await reply.read()
             assert s.prefill[1].generated
@@ -332,7 +345,6 @@ def test_tenants_have_different_salts(tmp_path: Path) -> None:
                     await reply.read()
             salts = [leg.body["cache_salt"] for leg in s.d.generated]
             assert salts == [salt(SALT_KEY, Scope(name, 0)) for name in ("alice", "bob")]
-            assert s.directory.asked[0] != s.directory.asked[1]
 
     run(scenario)
 
@@ -364,7 +376,7 @@ def test_nothing_is_left_counted(tmp_path: Path) -> None:
             for _ in range(3):
                 async with s.post(chat(stream=True)) as reply:
                     await reply.read()
-            await until(lambda: not s.pipeline.loads.snapshot())
+            await until(lambda: not s.pipeline.loads.counts)
             await s.counted("kvferry_requests_in_flight 0.0")
 
     run(scenario)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -149,6 +150,9 @@ def test_the_tier_listens_on_loopback_and_has_no_disk() -> None:
     assert "--disable-metrics" in argv  # they would listen on every interface
     assert flag(argv, "--shm-name").startswith("lmcache_l1_pool_")
     assert not any("l2" in word for word in argv)
+    module = json.loads(flag(argv, "--server-module"))
+    assert module["config"] == {"feed": "zmq+ipc:///run/k/dram.feed"}
+    assert importlib.util.find_spec(module["module_path"])
 
 
 def test_compiling_is_off_where_it_is_switched_off() -> None:

@@ -12,6 +12,7 @@ from kvstore.cluster import (
     ClusterConfig,
     Section,
     addresses,
+    dram_feed,
     load,
     parse,
     parse_worker_name,
@@ -148,6 +149,12 @@ def test_addresses_follow_the_network() -> None:
     assert addresses(joined, RUN_DIR, "prefill", 0).ship == "nccl://127.0.0.1:7101"
     for private in (tcp.events, tcp.gate, tcp.abandon):
         assert private.startswith("ipc:///run/kvferry/decode-2.")
+
+
+def test_only_prefill_workers_hear_of_dram() -> None:
+    assert dram_feed(parse(""), RUN_DIR, "prefill") == f"zmq+ipc://{RUN_DIR}/dram.feed"
+    assert dram_feed(parse(""), RUN_DIR, "decode") == ""
+    assert dram_feed(parse("[dram]\nenabled = false"), RUN_DIR, "prefill") == ""
 
 
 def test_memory_of_another_host_cannot_be_read() -> None:

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.curves import FEWEST_SAMPLES, PrefillCurve, Sample, fit, spread
+from kvstore.curves import (
+    FEWEST_SAMPLES,
+    RECENT_SAMPLES,
+    PrefillCurve,
+    RecentCurve,
+    Sample,
+    fit,
+    spread,
+)
 
 LENGTHS = (32, 100, 400, 1500, 6000, 20_000)
 
@@ -66,3 +74,47 @@ def test_many_prompts_at_once_are_as_each_alone() -> None:
     new, held = np.array([10.0, 2000.0]), np.array([0.0, 512.0])
     alone = [curve.seconds(10.0, 0.0), curve.seconds(2000.0, 512.0)]
     assert curve.seconds(new, held).tolist() == pytest.approx(alone)
+
+
+GUESS = PrefillCurve(0.01, 5e-5, 0.0)
+TRUE = PrefillCurve(0.07, 3e-3, 2e-6)
+
+
+def test_what_was_measured_replaces_the_guess() -> None:
+    recent = RecentCurve(GUESS)
+    assert recent.curve == GUESS
+    for _ in range(4):
+        for sample in measured(TRUE, jitter=0.1):
+            recent.add(sample)
+    for sample in measured(TRUE):
+        assert recent.curve.seconds(sample.new, sample.held) == pytest.approx(
+            sample.seconds, rel=0.25
+        )
+
+
+def test_prompts_of_one_length_still_make_longer_ones_slower() -> None:
+    recent = RecentCurve(GUESS)
+    for _ in range(100):
+        recent.add(Sample(500, 0, 1.0))
+    assert recent.curve.seconds(500, 0) == pytest.approx(1.0, rel=0.05)
+    assert recent.curve.seconds(5000, 0) > 5.0
+
+
+def test_a_worker_that_became_faster_is_known_to_be() -> None:
+    recent = RecentCurve(GUESS)
+    for _ in range(RECENT_SAMPLES):
+        recent.add(Sample(1000, 0, 4.0))
+    for _ in range(RECENT_SAMPLES):
+        recent.add(Sample(1000, 0, 1.0))
+    assert recent.curve.seconds(1000, 0) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_lie_among_honest_samples_does_little() -> None:
+    recent = RecentCurve(GUESS)
+    for number in range(60):
+        recent.add(Sample(1000 + number, 0, GUESS.seconds(1000 + number, 0)))
+    for lie in (1e-6, 86_400.0):
+        recent.add(Sample(1000, 0, lie))
+        for _ in range(8):
+            recent.add(Sample(2000, 0, GUESS.seconds(2000, 0)))
+        assert recent.curve.seconds(8000, 0) == pytest.approx(GUESS.seconds(8000, 0), rel=0.5)

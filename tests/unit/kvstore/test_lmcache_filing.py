@@ -7,6 +7,7 @@ from dataclasses import replace
 from kvstore.layout import KVGroup
 from kvstore.lmcache_filing import filings, window_prompt
 from kvstore.lmcache_tier_link import Naming
+from kvstore.messages import Filed
 from kvstore.tier import TierOp
 from kvstore.tier_seal import Scope
 from kvstore.tier_shape import TierShape
@@ -37,6 +38,28 @@ def test_a_window_is_one_chunk_of_a_prompt_that_names_all_tokens_before_it() -> 
     assert FILINGS["window"].key(longer, "session") == key
 
 
+def test_what_is_filed_names_blocks_and_no_token_or_salt() -> None:
+    names = bytes(range(32))
+    both = filings(Naming("m", 2), Scope("m", b"layout", 1, 2), SHAPE)
+    chunks, window = (
+        both[op.part].filed(replace(op, names=names), both[op.part].key(op, "session"), [0])
+        for op in (CHUNKS, WINDOW)
+    )
+    assert chunks == [Filed("m/2", 4, "session", 1, 64, 128, names)]
+    assert window == [Filed("m/2", 4, "session", 1, 0, CHUNK, names)]
+
+
+def test_only_what_was_filled_is_filed() -> None:
+    """What lies between is there already, or another worker is about to fill it."""
+    op = TierOp(0, "r", list(range(320)), "salt", 64, 320, list(range(8)), names=bytes(range(128)))
+    filing = FILINGS["chunks"]
+    one, two = filing.filed(op, filing.key(op, "session"), [0, 3, 2])
+    assert (one.start, one.end, one.names) == (64, 128, op.names[:32])
+    assert (two.start, two.end, two.names) == (192, 320, op.names[64:])
+    assert filing.filed(op, filing.key(op, "session"), []) == []
+
+
 def test_full_attention_alone_files_no_windows() -> None:
     alone = TierShape((KVGroup(),), 32, CHUNK)
-    assert list(filings(Naming("m", 1), Scope("m", b"layout", 0, 1), alone)) == ["chunks"]
+    (chunks,) = filings(Naming("m", 1), Scope("m", b"layout", 0, 1), alone).values()
+    assert (chunks.part, chunks.parts) == ("chunks", 1)

@@ -20,7 +20,15 @@ from kvstore.engine_events import (
     Stored,
 )
 from kvstore.errors import WireError
-from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Subscribe
+from kvstore.messages import (
+    PROTOCOL_VERSION,
+    Announce,
+    Delta,
+    Drain,
+    Engaged,
+    Snapshot,
+    Subscribe,
+)
 from kvstore.relay_core import RelayCore, Told
 from tests.support import announcing
 
@@ -32,8 +40,10 @@ def announce() -> Announce:
     return msgspec.structs.replace(announcing.announce(), state="starting")
 
 
-def wish(generation: str = "", seq: int = 0, version: int = PROTOCOL_VERSION) -> Subscribe:
-    return Subscribe(version=version, proxy="p", generation=generation, seq=seq)
+def wish(
+    generation: str = "", seq: int = 0, version: int = PROTOCOL_VERSION, proxy: str = "p"
+) -> Subscribe:
+    return Subscribe(version=version, proxy=proxy, generation=generation, seq=seq)
 
 
 def stored(core: RelayCore, *names: bytes) -> list[Delta]:
@@ -225,7 +235,7 @@ def test_one_that_comes_back_gets_exactly_what_it_missed() -> None:
     core.drop(b"a")
     told = core.subscribe(b"a2", wish("g0", 2), 1.0)
     assert [m.seq for m in told if isinstance(m, Delta)] == [3, 4]
-    assert kinds(core.subscribe(b"b", wish("g0", 4), 1.0)) == ["Announce"]
+    assert kinds(core.subscribe(b"b", wish("g0", 4, proxy="q"), 1.0)) == ["Announce"]
 
 
 @pytest.mark.parametrize(("generation", "seq"), [("", 0), ("g9", 4), ("g0", 0), ("g0", 99)])
@@ -237,7 +247,10 @@ def test_one_that_cannot_be_continued_gets_a_snapshot(
     for name in NAMES[:4]:
         stored(core, name)
     assert kinds(core.subscribe(b"a", wish(generation, seq), 0.0)) == ["Announce", "Snapshot"]
-    assert kinds(core.subscribe(b"b", wish("g0", 1), 0.0)) == ["Announce", *["Delta"] * 3]
+    assert kinds(core.subscribe(b"b", wish("g0", 1, proxy="q"), 0.0)) == [
+        "Announce",
+        *["Delta"] * 3,
+    ]
 
 
 def test_a_snapshot_on_its_way_is_not_sent_again_at_once() -> None:
@@ -250,7 +263,7 @@ def test_a_snapshot_on_its_way_is_not_sent_again_at_once() -> None:
 def test_the_lease_of_a_silent_subscriber_ends() -> None:
     core = RelayCore(announce())
     core.subscribe(b"a", wish(), 0.0)
-    core.subscribe(b"b", wish(), 0.0)
+    core.subscribe(b"b", wish(proxy="q"), 0.0)
     core.subscribe(b"a", wish("g0", 0), 4.0)
     core.expire(5.0)
     assert core.subscribers == [b"a"]
@@ -261,7 +274,7 @@ def test_subscribers_are_bounded_and_speak_our_version(monkeypatch: pytest.Monke
     core = RelayCore(announce())
     assert core.subscribe(b"a", wish(version=PROTOCOL_VERSION + 1), 0.0) == []
     assert core.subscribe(b"a", wish(), 0.0)
-    assert core.subscribe(b"b", wish(), 0.0) == []
+    assert core.subscribe(b"b", wish(proxy="q"), 0.0) == []
     assert core.subscribers == [b"a"]
 
 
@@ -277,6 +290,18 @@ def test_a_restart_is_a_new_generation_with_nothing_held_and_no_past() -> None:
     stored(core, NAMES[2])
     again = core.subscribe(b"a", wish("g1", 0), 0.0)
     assert [m.added for m in again if isinstance(m, Delta)] == [NAMES[2]]
+
+
+def test_what_is_in_dram_outlives_the_engine() -> None:
+    core = RelayCore(announce())
+    stored(core, NAMES[0])
+    core.apply("dram", [Stored((NAMES[1], NAMES[2]))])
+    _, *parts = core.restart("g1")
+    assert [(p.tier, p.held) for p in parts if isinstance(p, Snapshot)] == [
+        ("dram", NAMES[1] + NAMES[2])
+    ]
+    (delta,) = core.apply("dram", [Cleared()])
+    assert (delta.generation, delta.seq, delta.tier, delta.cleared) == ("g1", 1, "dram", True)
 
 
 def test_a_description_leaves_state_generation_and_sequence_alone() -> None:
@@ -302,3 +327,92 @@ def test_long_changes_and_snapshots_come_in_parts(names: list[bytes], size: int)
         assert b"".join(part.held for part in parts) == b"".join(names)
         assert [part.part for part in parts] == list(range(parts[0].parts))
         assert all(len(part.held) <= 16 * size for part in parts)
+
+
+# --- what proxies tell each other
+
+
+def engaged(proxy: str, prompts: int = 2, generation: str = "g0") -> Engaged:
+    return Engaged("prefill-0", generation, proxy, prompts, 0.5 * prompts)
+
+
+def two_proxies() -> RelayCore:
+    core = RelayCore(announce())
+    core.subscribe(b"a", wish(proxy="p"), 0.0)
+    core.subscribe(b"b", wish(proxy="q"), 0.0)
+    return core
+
+
+def test_it_is_announced_how_many_proxies_there_are() -> None:
+    core = two_proxies()
+    assert core.announce.proxies == 2
+    core.describe(announce())
+    core.restart("g1")
+    assert core.announce.proxies == 2
+    core.drop(b"b")
+    assert core.announce.proxies == 1
+
+
+def test_what_one_proxy_tells_is_for_the_others_and_for_who_comes_later() -> None:
+    core = two_proxies()
+    assert core.engage(b"a", engaged("p")) == [b"b"]
+    assert core.engaged("q") == core.engaged("r") == [engaged("p")]
+    assert core.engaged("p") == []
+    core.engage(b"a", engaged("p", prompts=0))
+    assert core.engaged("q") == []
+
+
+@pytest.mark.parametrize(
+    ("peer", "message"),
+    [
+        (b"c", engaged("p")),
+        (b"a", engaged("q")),
+        (b"a", engaged("p", generation="g9")),
+        (b"a", msgspec.structs.replace(engaged("p"), worker="prefill-1")),
+    ],
+)
+def test_what_is_not_said_by_whom_it_is_of_or_not_of_this_worker_is_not_passed_on(
+    peer: bytes, message: Engaged
+) -> None:
+    core = two_proxies()
+    assert core.engage(peer, message) == []
+    assert core.engaged("r") == []
+
+
+def test_a_proxy_that_has_gone_has_nothing_busy() -> None:
+    core = two_proxies()
+    core.engage(b"a", engaged("p"))
+    core.subscribe(b"b", wish("g0", proxy="q"), 4.0)
+    assert core.expire(5.0) == [engaged("p", prompts=0)]
+    assert core.engaged("q") == []
+
+
+def test_one_that_connects_anew_takes_its_own_place() -> None:
+    core = two_proxies()
+    core.engage(b"a", engaged("p"))
+    core.subscribe(b"a2", wish(proxy="p"), 1.0)
+    assert core.subscribers == [b"b", b"a2"]
+    assert core.engaged("q") == [engaged("p")]
+    assert core.drop(b"a") == []
+
+
+def test_a_new_generation_is_busy_with_nothing() -> None:
+    core = two_proxies()
+    core.engage(b"a", engaged("p"))
+    core.restart("g1")
+    assert core.engaged("q") == []
+
+
+# --- draining
+
+
+def test_a_worker_drains_while_it_is_ready_until_that_is_taken_back() -> None:
+    core = RelayCore(announce())
+    wish = Drain("prefill-0", on=True)
+    assert core.drain(wish).state == "starting"
+    assert core.set_state("ready").state == "draining"
+    core.restart("g1")
+    assert core.set_state("starting").state == "starting"
+    assert core.set_state("ready").state == "draining"
+    assert core.drain(Drain("prefill-1", on=False)).state == "draining"
+    assert core.drain(Drain("prefill-0", on=False)).state == "ready"

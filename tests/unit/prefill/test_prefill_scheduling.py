@@ -243,3 +243,15 @@ def test_less_than_a_block_is_not_loaded() -> None:
     subject.added(Request("r", list(range(16))))
     assert subject.matched("r", 12) == 0
     assert subject.matched("r", 8) == 7
+
+
+def test_a_store_names_the_blocks_it_holds() -> None:
+    """As the engine names them: adapters and all else that it hashes are in there."""
+    hashes = [bytes([number]) * 32 for number in range(7)]
+    subject = scheduling(groups=SLIDING, tier=Chunked())
+    subject.added(Request("a", list(range(30)), block_hashes=hashes))
+    full = list(range(11, 19))
+    orders = subject.step([Scheduled("a", 8, 22, [[0, 0, 0, 4, 5, 6, 7, 8], full])])
+    named = {op.part: (op.start, op.end, op.names) for op in orders.stores}
+    assert named["chunks"] == (0, 24, b"".join(block[:16] for block in hashes[:6]))
+    assert named["window"] == (16, 24, hashes[4][:16] + hashes[5][:16])

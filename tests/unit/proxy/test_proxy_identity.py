@@ -28,7 +28,8 @@ KEYRING = Keyring(
     [
         Tenant(name="alice", keys_sha256=(digest("a1"), digest("a2"))),
         Tenant(name="bob", keys_sha256=(digest("b1"),)),
-    ]
+    ],
+    "token",
 )
 
 
@@ -55,7 +56,7 @@ def test_keyring(authorization: str | None, name: str | None) -> None:
 
 
 def test_nobody_without_tenants() -> None:
-    assert Keyring([]).tenant("Bearer a1") is None
+    assert Keyring([], "token").tenant("Bearer a1") is None
 
 
 @given(st.lists(TEXT, min_size=5, max_size=5), st.lists(TEXT, min_size=5, max_size=5))
@@ -93,3 +94,14 @@ def test_salt_is_the_same_everywhere() -> None:
     # Spelt out: workers' caches outlive the proxy that derived a salt.
     message = bytes(7) + b"\x05alice" + bytes(8) + bytes(8) + bytes(8) + bytes(7) + b"\x010"
     assert salt(KEY, Scope("alice", 0)) == hmac.new(KEY, message, hashlib.sha256).hexdigest()
+
+
+@pytest.mark.parametrize("token", [None, "", "toke", "a1", "token\udcff"])
+def test_who_has_not_the_clusters_token_is_no_operator(token: str | None) -> None:
+    assert not KEYRING.operator(token)
+
+
+def test_an_operator_and_tenants_by_name() -> None:
+    assert KEYRING.operator("token")
+    assert getattr(KEYRING.named("bob"), "name", None) == "bob"
+    assert KEYRING.named("carol") is None

@@ -19,12 +19,12 @@ GAPS = st.floats(0, 1000)
 
 
 def moments(
-    sent: float | None = 100.01,
+    routed: float | None = 100.01,
     prefill_ended: float | None = 100.9,
     answered: float = 101.0,
     streamed: bool = True,
 ) -> Moments:
-    return Moments(100.0, sent, prefill_ended, answered, streamed)
+    return Moments(100.0, routed, prefill_ended, answered, streamed)
 
 
 WORKERS = Told(prefill_ms=800.0, in_place_ms=120.0, begun_ms=60.0)
@@ -74,7 +74,7 @@ def test_what_nobody_told_is_left_out_and_counted_in_what_follows() -> None:
     unended = stages("disaggregated", moments(prefill_ended=None), WORKERS)
     assert unended["prefill"] == 870.0
     assert "queue" not in unended
-    assert stages("decode-only", moments(sent=None), Told()) == {"prefill": 1000.0}
+    assert stages("decode-only", moments(routed=None), Told()) == {"prefill": 1000.0}
 
 
 @given(
@@ -82,21 +82,21 @@ def test_what_nobody_told_is_left_out_and_counted_in_what_follows() -> None:
     st.tuples(GAPS, GAPS, GAPS),
     st.tuples(*[st.none() | FLOATS] * 3),
     st.booleans(),
-    st.sampled_from(["sent", "unsent"]),
+    st.booleans(),
 )
 def test_whatever_is_told_no_stage_is_negative_and_they_add_up(
     path: Path,
     gaps: tuple[float, float, float],
     figures: tuple[float | None, float | None, float | None],
     ended: bool,
-    sent: str,
+    routed: bool,
 ) -> None:
-    arrived, until_sent, until_answered = gaps
-    sent_at = arrived + until_sent
-    answered = sent_at + until_answered
+    arrived, until_routed, until_answered = gaps
+    routed_at = arrived + until_routed
+    answered = routed_at + until_answered
     subject = Moments(
         arrived,
-        sent_at if sent == "sent" else None,
+        routed_at if routed else None,
         figures[0] if ended else None,
         answered,
         streamed=True,

@@ -12,16 +12,19 @@ import msgspec
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvstore.curves import PrefillCurve
+from kvstore.curves import PrefillCurve, Sample
 from kvstore.index import Directory
 from kvstore.messages import Snapshot
-from proxy.scheduler import Given, Prompt, Scheduler, Waiting, Weights
+from proxy.prompts import Layout, Prompt, Waiting
+from proxy.scheduler import Scheduler, Weights
+from proxy.workload import Given
 from tests.support.announcing import announce
 
 CURVE = PrefillCurve(0.0, 0.001, 0.0)
 """A block of 100 tokens takes 0.1 s."""
 
 BLOCK = 100
+LAYOUT = Layout("m", "", BLOCK)
 WEIGHTS = Weights()
 
 
@@ -34,7 +37,7 @@ def names(blocks: Sequence[int], tenant: str = "a") -> list[bytes]:
 
 
 def prompt(blocks: Sequence[int], tenant: str = "a", tail: int = 10) -> Prompt:
-    return Prompt(len(blocks) * BLOCK + tail, BLOCK, names(blocks, tenant))
+    return Prompt(tenant, len(blocks) * BLOCK + tail, names(blocks, tenant))
 
 
 class Fleet:
@@ -42,18 +45,18 @@ class Fleet:
 
     def __init__(self, *workers: str) -> None:
         self.directory = Directory(lease_seconds=1e9)
-        self.scheduler = Scheduler(self.directory, "m", CURVE, WEIGHTS)
+        self.scheduler = Scheduler(self.directory, LAYOUT, CURVE, WEIGHTS)
         self.changes = itertools.count()
         for worker in workers:
             self.holds(worker, [])
 
     def holds(self, worker: str, held: Sequence[bytes], generation: str = "g0") -> None:
         seq = next(self.changes)
-        self.directory.apply(announce(worker, generation, seq), 0.0)
+        self.told(worker, generation=generation, seq=seq)
         self.directory.apply(Snapshot(worker, generation, seq, 0, 1, "gpu", b"".join(held)), 0.0)
 
     def told(self, worker: str, **fields: object) -> None:
-        message = msgspec.structs.replace(announce(worker), **fields)
+        message = msgspec.structs.replace(announce(worker), block_size=BLOCK, **fields)
         self.directory.apply(message, 0.0)
 
     def enter(self, blocks: Sequence[int], now: float = 0.0, tenant: str = "a") -> Waiting:
@@ -262,6 +265,65 @@ def test_one_that_returns_empty_is_not_run_over() -> None:
             fleet.scheduler.ended(given, now, computed=True)
         now += 1.0
     assert 5 <= chosen.count("w2") <= 15
+
+
+def test_another_tenant_does_not_stand_behind_a_flood() -> None:
+    fleet = Fleet("w0")
+    for at in range(50):
+        fleet.enter([100 + at])
+    now = 0.0
+    for _ in range(10):
+        for _, given in fleet.scheduler.decide(now):
+            now += given.seconds
+            fleet.scheduler.ended(given, now, computed=True)
+    late = fleet.enter([1], now, tenant="b")
+    served = []
+    while late not in served:
+        for waiting, given in fleet.scheduler.decide(now):
+            served.append(waiting)
+            now += given.seconds
+            fleet.scheduler.ended(given, now, computed=True)
+    assert len(served) <= 2
+
+
+def test_what_a_prompt_has_to_expect() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.holds("w1", names([1, 2, 3]))
+    asked = prompt([1, 2, 3, 4])
+
+    def check(seconds: float, held: int) -> None:
+        found = fleet.scheduler.expected(asked, 0.0)
+        assert found is not None
+        assert found.seconds == pytest.approx(seconds)
+        assert found.held == held
+
+    check(0.11, 300)
+    fleet.enter([1, 2, 3, 5, 6, 7, 8, 9, 10])  # 0.61 s, at w1
+    fleet.decide()
+    check(0.41, 0)
+    fleet.enter([20] * 8)  # 0.81 s, at w0
+    fleet.decide()
+    check(0.61 + 0.11, 300)
+    fleet.enter([21] * 8)
+    fleet.decide()
+    check((0.61 + 0.81 + 0.81) / 2 + 0.11, 300)
+    assert Fleet().scheduler.expected(asked, 0.0) is None
+
+
+def test_a_slower_worker_is_given_less() -> None:
+    fleet = Fleet("w0", "w1")
+    now, given_to = 0.0, Counter[str]()
+    slow = {"w0": 3.0, "w1": 1.0}
+    for at in range(200):
+        fleet.enter([1000 + at] * 5, now)
+        for _, given in fleet.scheduler.decide(now):
+            new = 510 - given.held
+            took = Sample(new, given.held, slow[given.worker.worker] * CURVE.seconds(new, 0))
+            fleet.scheduler.measured(given.worker, took)
+            given_to[given.worker.worker] += 1
+            fleet.scheduler.ended(given, now, computed=True)
+        now += 1.0
+    assert given_to["w1"] > 2 * given_to["w0"]
 
 
 class Schedulers(RuleBasedStateMachine):

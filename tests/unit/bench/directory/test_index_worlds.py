@@ -7,9 +7,8 @@ import pytest
 from bench.directory import report
 from bench.directory.intake import BURST, Intake
 from bench.directory.measuring import Taken, measure
-from bench.directory.report import Judgement
 from bench.directory.world import LENGTH, SHARED, Shape, World, worker_name
-from bench.measures.bound import Bound
+from bench.measures.bound import Bound, Judgement
 from kvstore.index import Held
 
 SHAPE = Shape(30_000, workers=4, tenants=7)

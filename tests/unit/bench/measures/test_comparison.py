@@ -13,6 +13,7 @@ from bench.measures.comparison import (
     MANY_DEGREES,
     Comparison,
     compare,
+    mean_interval,
     student_quantile,
     widened_tail,
 )
@@ -183,3 +184,11 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         compare(a, b, confidence)
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    reach = 2.3646 * statistics.stdev(values) / math.sqrt(8)
+    assert mean_interval(values) == pytest.approx((4.5, 4.5 - reach, 4.5 + reach), rel=1e-4)
+    with pytest.raises(ValueError, match="8 rounds"):
+        mean_interval(values[:7])

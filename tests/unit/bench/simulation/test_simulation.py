@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,11 @@ from bench.simulation.engine import Engine
 from bench.simulation.outcome import Outcome, oracle
 from bench.simulation.policies import ConsistentHash, GreedyPrefix, LeastWork, RoundRobin, Seen
 from bench.simulation.prompts import Prompt, prompts
-from bench.simulation.replaying import OURS, RULES, replay
+from bench.simulation.replaying import OURS, RULES, Faults, replay
 from bench.simulation.steered import Steered
 from bench.simulation.world import Settings, World
 from kvstore.curves import PrefillCurve
+from kvstore.engagements import Engagements
 
 CURVE = PrefillCurve(0.01, 0.001, 0.0)
 TOKEN = 512
@@ -142,7 +144,7 @@ def test_an_infinite_cache_finds_all_that_came_before() -> None:
 @pytest.mark.parametrize("policy", [OURS, *RULES])
 def test_every_request_is_served_once_and_none_before_it_can_be(policy: str) -> None:
     asked = prompts(conversations(12, 4), 2)
-    outcome = replay(policy, asked, CALM, 0.0)
+    outcome = replay(policy, asked, CALM)
     assert sorted(one.prompt.number for one in outcome.served) == [one.number for one in asked]
     assert outcome.cross_tenant_hits == 0
     assert 0 <= outcome.hit_ratio <= oracle(asked, CURVE).hit_ratio
@@ -151,15 +153,15 @@ def test_every_request_is_served_once_and_none_before_it_can_be(policy: str) -> 
 
 def test_conversations_stay_where_their_blocks_are() -> None:
     asked = prompts(conversations(12, 12, gap=8.0), 1)
-    ours = replay(OURS, asked, CALM, 0.0)
+    ours = replay(OURS, asked, CALM)
     assert ours.hit_ratio > 0.95 * oracle(asked, CURVE).hit_ratio
-    assert replay("round-robin", asked, CALM, 0.0).hit_ratio < ours.hit_ratio
+    assert replay("round-robin", asked, CALM).hit_ratio < ours.hit_ratio
     assert ours.imbalance < 2
 
 
 def test_one_that_is_alone_waits_for_nothing_but_the_way() -> None:
     asked = prompts(conversations(1, 3), 1)
-    ours = replay(OURS, asked, CALM, 0.0)
+    ours = replay(OURS, asked, CALM)
     assert all(one.ttft == pytest.approx(one.seconds + 0.002) for one in ours.served)
 
 
@@ -171,26 +173,38 @@ def test_a_cache_that_forgot_its_tenants_is_told() -> None:
             prompts(conversations(12, 3), 4), prompts(conversations(12, 3), 1), strict=True
         )
     ]
-    assert replay(OURS, asked, CALM, 0.0).cross_tenant_hits > 0
+    assert replay(OURS, asked, CALM).cross_tenant_hits > 0
 
 
 def test_lost_messages_cost_little_and_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts(conversations(12, 6), 1)
-    whole = replay(OURS, asked, CALM, 0.0)
+    whole = replay(OURS, asked, CALM)
     world = World(replace(CALM, seed=1), asked)
     steering = Steered(world, lost=0.2)
     subscribed: list[float] = []
     subscribe = Steered._subscribe
 
-    def noted(self: Steered, worker: int) -> None:
+    def noted(self: Steered, proxy: Any, worker: int) -> None:
         subscribed.append(world.now)
-        subscribe(self, worker)
+        subscribe(self, proxy, worker)
 
     monkeypatch.setattr(Steered, "_subscribe", noted)
     outcome = Outcome(world.run(steering), 3)
     assert outcome.hit_ratio > 0.8 * whole.hit_ratio
     between_rounds = [at for at in subscribed if at % 1.0 > 1e-6]
     assert between_rounds, "no gap was ever noticed when it came"
+
+
+def test_proxies_that_tell_each_other_do_nearly_as_well_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = prompts(conversations(24, 6, gap=15.0), 1)
+    one, three = replay(OURS, asked, CALM), replay(OURS, asked, CALM, Faults(proxies=3))
+    monkeypatch.setattr(Engagements, "apply", lambda *_: None)
+    silent = replay(OURS, asked, CALM, Faults(proxies=3))
+    assert len(three.served) == len(asked)
+    assert three.ttft(90) < 1.25 * one.ttft(90)
+    assert three.ttft(90) < 0.9 * silent.ttft(90)
 
 
 def test_restarts_lose_no_request_and_nothing_is_computed_while_away() -> None:

@@ -1,0 +1,38 @@
+"""What a client asked for, on its way to being planned and sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvstore.cluster import Tenant
+from proxy.requests import ClientRequest, Route
+
+
+@dataclass(frozen=True)
+class Call:
+    """A client's call, authenticated, its body read; it ``arrived`` before both.
+
+    ``explained``: an operator wants to be told why it is served as it is.
+    """
+
+    route: Route
+    tenant: Tenant
+    body: bytes
+    request_id: str
+    arrived: float
+    explained: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, ready to be planned and sent. ``tokens``: its prompt, where it is known.
+
+    ``alone`` says why the decode worker has to serve it by itself, None if it need not.
+    """
+
+    call: Call
+    request: ClientRequest
+    model: str
+    salt: str
+    tokens: list[int] | None
+    alone: str | None

@@ -1,0 +1,148 @@
+"""From a request to who serves it: what is known now, what follows from it, and the wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kvstore.blockhash import block_chain, block_names
+from kvstore.index import Directory, Residency
+from kvstore.messages import ROLES, Announce
+from proxy import steering
+from proxy.flight import Flight
+from proxy.jobs import Job
+from proxy.loads import Loads
+from proxy.placement import Counts
+from proxy.prompts import Candidate, Expected, Layout, Prompt
+from proxy.steering import DecodeOnly, Disaggregated, Fleet, Reject, Staff
+from proxy.turns import Turns
+
+
+@dataclass(frozen=True)
+class Considered:
+    """What is known of a request, and the ``plan`` that follows.
+
+    ``asked`` is None where its tokens are not known, ``expected`` where prefill is not to have it
+    whatever it costs.
+    """
+
+    plan: Layout | DecodeOnly | Reject
+    fleet: Fleet
+    asked: Prompt | None = None
+    residency: Residency | None = None
+    expected: Expected | None = None
+
+
+class Planner:
+    """Belongs to one event loop."""
+
+    def __init__(self, directory: Directory, loads: Loads, turns: Turns) -> None:
+        self._directory = directory
+        self._loads = loads
+        self._turns = turns
+        self._staffs: dict[str, Staff] = {}
+        self._membership = -1
+
+    def models(self) -> list[str]:
+        """Served by workers in any state."""
+        self._update_staffs()
+        return list(self._staffs)
+
+    def spare(self, model: str, lost: str) -> Announce | None:
+        """Another decode worker than the one that was ``lost``."""
+        fleet = self._fleet(model)
+        at = steering.best(fleet, but=lost)
+        return None if at is None else fleet.staff.decode[at]
+
+    def idlest(self, model: str) -> Sequence[Announce]:
+        """Decode workers, those with the fewest requests first."""
+        fleet = self._fleet(model)
+        return [fleet.staff.decode[at] for at in np.argsort(fleet.load, kind="stable")]
+
+    def consider(self, job: Job) -> Considered:
+        """What would be done with ``job`` now."""
+        fleet = self._fleet(job.model)
+        decode = fleet.staff.decode
+        size = decode[0].block_size if decode else 0
+        if job.tokens is None or not size:
+            return Considered(steering.plan(0, job.alone, fleet), fleet)
+        names = block_names(block_chain(job.tokens, size, job.salt))
+        residency = self._directory.held(names)
+        fleet = replace(fleet, held=self._held(residency, fleet.staff))
+        asked = Prompt(job.call.tenant.name, len(job.tokens), names)
+        plan = steering.plan(len(names), job.alone, fleet)
+        expected = None
+        if isinstance(plan, Layout):
+            expected = self._turns.expected(plan, asked, residency)
+            if expected is not None:
+                plan = steering.alone_sooner(asked.tokens, plan, expected, fleet) or plan
+        return Considered(plan, fleet, asked, residency, expected)
+
+    def candidates(self, considered: Considered) -> list[Candidate]:
+        """The prefill workers as the request would find them, the one it is meant for first."""
+        decode, asked = considered.fleet.staff.decode, considered.asked
+        if not decode or asked is None:
+            return []
+        layout = considered.plan if isinstance(considered.plan, Layout) else Layout.of(decode[0])
+        return self._turns.candidates(layout, asked)
+
+    async def plan(
+        self, job: Job, flight: Flight, until: float
+    ) -> Disaggregated | DecodeOnly | Reject:
+        """Who serves ``job``; returns when it is its turn. Raises ApiError as ``Turns.take``."""
+        considered = self.consider(job)
+        layout, asked = considered.plan, considered.asked
+        if not isinstance(layout, Layout):
+            return layout
+        assert asked is not None, "prefill was to have a prompt that is not known"
+        flight.note_routed()
+        given = await self._turns.take(layout, asked, until, considered.residency)
+        if given is not None:
+            flight.occupy(lambda: self._turns.ended(given, computed=False))
+        now = self._fleet(job.model)
+        if now.staff is considered.fleet.staff:
+            held = considered.fleet.held
+        else:
+            held = self._held(self._directory.held(asked.names), now.staff)
+        plan = steering.pair(given, layout, replace(now, held=held))
+        if given is not None and not isinstance(plan, Disaggregated):
+            self._turns.ended(given, computed=False)
+        return plan
+
+    def _held(self, residency: Residency, staff: Staff) -> Counts:
+        """Blocks in the memory of each decode worker's engine."""
+        held: Counts = residency.by_slot()[self._directory.slots(staff.decode), 0]
+        return held
+
+    def _fleet(self, model: str) -> Fleet:
+        """As it is now, for a prompt of which nobody holds anything."""
+        self._update_staffs()
+        staff = self._staffs.get(model, _NOBODY)
+        load: Counts = np.zeros(len(staff.decode), dtype=np.int64)
+        for worker, count in self._loads.counts.items():  # the busy ones, of perhaps many more
+            at = staff.position.get(worker)
+            if at is not None:
+                load[at] += count
+        for (worker, generation), count in self._loads.elsewhere():
+            at = staff.position.get(worker)
+            if at is not None and staff.decode[at].generation == generation:
+                load[at] += count
+        return Fleet(staff, load, np.zeros_like(load))
+
+    def _update_staffs(self) -> None:
+        if self._directory.membership == self._membership:
+            return
+        workers = {role: self._directory.workers(role) for role in ROLES}
+        models = sorted({one.model for known in workers.values() for one in known})
+        self._staffs = {
+            model: Staff.of(
+                *([one for one in workers[role] if one.model == model] for role in ROLES)
+            )
+            for model in models
+        }
+        self._membership = self._directory.membership
+
+
+_NOBODY = Staff.of([], [])

@@ -1,0 +1,201 @@
+"""The DRAM tier's feed over a real socket, with a plain caller in the place of LMCache."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import zmq
+
+from kvstore import tier_feed, tier_server
+from kvstore.engine_events import Cleared, Event, Removed, Stored
+from kvstore.errors import ConfigError, WireError
+from kvstore.messages import Enrol, Filed
+from kvstore.tier_feed import COMPLAIN_SECONDS, TierFeed
+from kvstore.tier_follower import SILENCE_SECONDS
+from kvstore.tier_server import TierServer
+from kvstore.transport.sockets import SocketOptions
+
+NAMES = [bytes([number]) * 16 for number in range(6)]
+SCOPE = "model/1"
+
+
+def filed(*names: bytes, scope: str = SCOPE) -> Filed:
+    return Filed(scope, 1, "session", 0, 0, 64, b"".join(names))
+
+
+def store(server: TierServer, *names: bytes, scope: str = SCOPE) -> None:
+    """One block in each object."""
+    keys = [(scope, name) for name in names]
+    server.reserved(keys)
+    server.filed(filed(*names, scope=scope), [*keys])
+    server.stored(keys)
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    tmp_path.chmod(0o700)
+    return f"zmq+ipc://{tmp_path}/dram.feed"
+
+
+@pytest.fixture
+def server(uri: str) -> Iterator[TierServer]:
+    server = TierServer(uri)
+    server.enrol(Enrol("w", SCOPE))
+    yield server
+    server.close()
+
+
+class Follower:
+    """A relay's end, and what it has heard."""
+
+    def __init__(self, uri: str, worker: str = "w") -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.feed = TierFeed(self._context, uri, worker)
+        self.known: set[bytes] = set()
+        self.forgot = 0
+
+    def hear(self) -> None:
+        for event in self.feed.hear(time.monotonic()):
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Cleared():
+                self.known.clear()
+                self.forgot += 1
+            case Stored(names):
+                self.known.update(names)
+            case Removed(names):
+                self.known.difference_update(names)
+
+    def until(self, holds: Callable[[set[bytes]], bool], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds(self.known):
+            assert time.monotonic() < deadline, self.known
+            self.hear()
+            time.sleep(0.005)
+
+    def stays(self, seconds: float) -> None:
+        """Knows all the time what it knows now."""
+        before, until = set(self.known), time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.hear()
+            assert self.known == before
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        self.feed.close()
+        self._context.term()
+
+
+@pytest.fixture
+def relay(uri: str) -> Iterator[Follower]:
+    follower = Follower(uri)
+    yield follower
+    follower.close()
+
+
+def test_a_relay_follows_its_worker_into_another_scope(server: TierServer, relay: Follower) -> None:
+    server.enrol(Enrol("other", "model/2"))
+    store(server, *NAMES[:2])
+    store(server, NAMES[2], scope="model/2")
+    relay.until(lambda known: known == set(NAMES[:2]))
+    server.enrol(Enrol("w", "model/2"))
+    relay.until(lambda known: known == {NAMES[2]})
+    forgot = relay.forgot
+    store(server, NAMES[3])
+    store(server, NAMES[4], scope="model/2")
+    relay.until(lambda known: known == {NAMES[2], NAMES[4]})
+    relay.stays(SILENCE_SECONDS + 1.5)
+    assert relay.forgot == forgot
+
+
+def test_a_server_that_ends_and_begins_anew(uri: str, relay: Follower) -> None:
+    for name in NAMES[:2]:
+        server = TierServer(uri)
+        server.enrol(Enrol("w", SCOPE))
+        store(server, name)
+        relay.until(partial(set.__eq__, {name}))
+        server.close()
+        assert not Path(uri.removeprefix("zmq+ipc://")).exists()
+    relay.until(lambda known: not known)
+
+
+def test_a_relay_that_reads_nothing_is_dropped_and_asks_anew(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tier_server, "_TURN_MS", 1)
+    monkeypatch.setattr(tier_server, "_OPTIONS", SocketOptions(4096, send_queue=4))
+    monkeypatch.setattr(tier_feed, "_OPTIONS", SocketOptions(receive_queue=1, heartbeats=False))
+    caplog.set_level(logging.INFO)
+    server, relay = TierServer(uri), Follower(uri)
+    server.enrol(Enrol("w", SCOPE))
+    many = b"".join(number.to_bytes(16, "big") for number in range(10_000))
+    try:
+        store(server, NAMES[0])
+        relay.until(lambda known: known == {NAMES[0]})
+        deadline = time.monotonic() + 20
+        while not any(r.message.startswith("feed: relay dropped") for r in caplog.records):
+            assert time.monotonic() < deadline, "it is still being told"
+            server.reserved(["many"])
+            server.filed(filed(many), ["many"])
+            server.stored(["many"])
+            time.sleep(0.005)
+            server.gone(["many"])
+            time.sleep(0.005)
+        store(server, NAMES[1])
+        relay.until(lambda known: known == {NAMES[0], NAMES[1]})
+    finally:
+        relay.close()
+        server.close()
+
+
+def test_what_does_not_fit_is_refused(server: TierServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.reserved(["a", "b"])
+    for names in (b"", b"x" * 33):
+        with pytest.raises(WireError, match="bytes of names for 2 objects"):
+            server.filed(Filed(SCOPE, 1, "session", 0, 0, 64, names), ["a", "b"])
+    with pytest.raises(WireError, match="nobody who has enrolled"):
+        server.filed(filed(NAMES[0], scope="model/9"), ["a"])
+    monkeypatch.setattr(tier_server, "MAX_SCOPES", 1)
+    server.enrol(Enrol("another", SCOPE))
+    with pytest.raises(WireError, match="too many"):
+        server.enrol(Enrol("w", "model/2"))
+    monkeypatch.setattr(tier_server, "MAX_WORKERS", 2)
+    with pytest.raises(WireError, match="too many"):
+        server.enrol(Enrol("a third", SCOPE))
+
+
+def test_its_folder_must_be_private_and_its_place_free(server: TierServer, uri: str) -> None:
+    with pytest.raises(ConfigError, match="in use"):
+        TierServer(uri)
+    with pytest.raises(ConfigError, match="is not zmq\\+ipc"):
+        TierServer("zmq+tcp://127.0.0.1:0")
+    Path(uri.removeprefix("zmq+ipc://")).parent.chmod(0o755)
+    with pytest.raises(ConfigError, match="open to other users"):
+        TierServer(uri)
+
+
+def test_a_feed_that_never_comes_is_complained_of_once(
+    uri: str, relay: Follower, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = time.monotonic()
+    for later in (0.0, 1.0, COMPLAIN_SECONDS, COMPLAIN_SECONDS + 1):
+        assert relay.feed.hear(begun + later) == []
+    assert [r.message for r in caplog.records] == [
+        "no feed of the DRAM tier: proxies count it as empty"
+    ]
+    relay.feed._due = 0.0
+    server = TierServer(uri)
+    server.enrol(Enrol("w", SCOPE))
+    try:
+        store(server, NAMES[0])
+        relay.until(lambda known: known == {NAMES[0]})
+    finally:
+        server.close()
+    assert caplog.records[-1].message.startswith("the DRAM tier's feed is back")
