@@ -174,6 +174,9 @@ class FeedClient:
             size += sum(len(frame) for frame in frames)
             if isinstance(message, Announce | Snapshot | Delta) and _well_named(message):
                 messages.append(message)
+                if isinstance(message, Announce):
+                    self._sockets[message.worker] = socket
+                    self._proxies[message.worker] = message.proxies
             elif isinstance(message, Engaged) and self._sockets.get(message.worker) is socket:
                 self.engagements.apply(message, time.monotonic())
             else:
@@ -181,10 +184,6 @@ class FeedClient:
             if size >= _BURST_BYTES:
                 break
         self._directory.apply_all(messages, time.monotonic())
-        for message in messages:
-            if isinstance(message, Announce):
-                self._sockets[message.worker] = socket
-                self._proxies[message.worker] = message.proxies
         if messages:
             worker = messages[-1].worker
         self._heard()

@@ -114,6 +114,7 @@ def test_who_comes_later_hears_of_what_is_there_and_who_leaves_has_nothing_there
                 await until(lambda: bool(list(three.feed.engagements)))
                 async with running(OneProxy("late", feed, credentials)) as late:
                     await until(lambda: bool(list(late.feed.engagements)))
+                    assert late.feed.dropped == 0
                 assert list(two.feed.engagements)
             await until(lambda: not list(two.feed.engagements))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,8 @@ from kvstore.messages import PROTOCOL_VERSION, Announce, Role
 from kvstore.relay import Relay
 
 WAIT_SECONDS = 15.0
+
+_NUMBERS = itertools.count()
 
 
 class RunningRelay:
@@ -60,8 +63,9 @@ class RunningRelay:
 
 @contextlib.asynccontextmanager
 async def following(feed: str, credentials: Credentials) -> AsyncIterator[Directory]:
+    """What a proxy of its own name knows from ``feed``: of two of one name a relay keeps one."""
     directory = Directory(3.0)
-    client = FeedClient({feed: "prefill"}, credentials, "proxy-0", directory)
+    client = FeedClient({feed: "prefill"}, credentials, f"follower-{next(_NUMBERS)}", directory)
     task = asyncio.create_task(client.run())
     try:
         yield directory
