@@ -11,6 +11,8 @@ from bench.stub import wire
 from kvstore.handoff import PrefillReport, to_params
 
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+_UNMEASURED = 0.0
+"""Milliseconds: a stub computes nothing, and a proxy is not to learn that computing is free."""
 _STREAM_START = wire.STREAM_HEAD.removesuffix(b"\r\n")
 _TIMES = b'x-kvferry-times: {"arrived_ms":0.2,"begun_ms":0.1}\r\n'
 Fate = Literal["nothing to fetch", "fetched", "abandoned"]
@@ -54,7 +56,7 @@ class Stream:
 
 def prefilled(chat: bool, model: str, held: int) -> bytes:
     """A prefill worker's answer to kvferry; ``held`` tokens of the prompt were there already."""
-    return _prefilled(chat, model, to_params(PrefillReport(0.1, held, 0)), held)
+    return _prefilled(chat, model, to_params(PrefillReport(_UNMEASURED, held, 0)), held)
 
 
 def prefilled_for_pull(chat: bool, model: str) -> bytes:
