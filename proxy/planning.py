@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvstore.blockhash import block_chain, block_names
 from kvstore.index import Directory, Residency
 from kvstore.messages import ROLES, Announce
 from proxy import steering
+from proxy.chains import Chains
 from proxy.flight import Flight
 from proxy.jobs import Job
 from proxy.loads import Loads
@@ -42,6 +42,7 @@ class Planner:
         self._directory = directory
         self._loads = loads
         self._turns = turns
+        self._chains = Chains()
         self._staffs: dict[str, Staff] = {}
         self._membership = -1
 
@@ -68,7 +69,7 @@ class Planner:
         size = decode[0].block_size if decode else 0
         if job.tokens is None or not size:
             return Considered(steering.plan(0, job.alone, fleet), fleet)
-        names = block_names(block_chain(job.tokens, size, job.salt))
+        names = self._chains.names(job.tokens, size, job.salt)
         residency = self._directory.held(names)
         fleet = replace(fleet, held=self._held(residency, fleet.staff))
         asked = Prompt(job.call.tenant.name, len(job.tokens), names)

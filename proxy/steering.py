@@ -106,7 +106,7 @@ def plan(blocks: int, alone: str | None, fleet: Fleet) -> Layout | DecodeOnly | 
 def alone_sooner(
     tokens: int, layout: Layout, expected: Expected, fleet: Fleet
 ) -> DecodeOnly | None:
-    """Decode computes what it lacks of a prompt of ``tokens`` where that is sooner done than by prefill.
+    """Decode computes what it lacks of ``tokens`` where that is sooner done than by prefill.
 
     Only a worker that holds more of it than prefill, because it wrote that itself: the answers of
     a conversation. Meanwhile all that it decodes stands still, so its time counts once more for
