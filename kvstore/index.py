@@ -302,6 +302,8 @@ class Directory:
 
     def _note(self, worker: _Worker, tier: Tier, keys: Keys, *, held: bool) -> None:
         """Blocks that ``worker`` holds from now on, or no more."""
+        if not len(keys):
+            return
         slots = self._table.find(keys)
         known = slots != ABSENT
         if not held:

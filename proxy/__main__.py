@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -82,6 +83,8 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
             await asyncio.sleep(0)
             if following.done():  # an address that cannot be dialled
                 following.result()
+            # What is here now stays: no collection has to look at it again.
+            gc.freeze()
             try:
                 yield
             finally:

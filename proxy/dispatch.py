@@ -130,7 +130,7 @@ class Dispatch:
     ) -> Reply:
         flight.to_decode(worker)
         handed = ticket or _local_ticket(job)
-        body = legs.decode_body(job.request, job.salt, job.tokens, handed)
+        body = legs.decode_body(job.request, job.salt, job.prompt, handed)
         headers = {REQUEST_HEADER: job.call.request_id}
         if handed is not None:
             headers[TRANSFER_HEADER] = handed.transfer
@@ -140,9 +140,10 @@ class Dispatch:
         self, job: Job, plan: Disaggregated, transfer: str, flight: Flight
     ) -> PrefillEnd:
         assert job.tokens is not None
+        assert job.prompt is not None
         ttl_ms = _milliseconds(self._ship.deadline_seconds)
         ticket = PrefillTicket(transfer, ttl_ms, plan.given.held)
-        body = legs.prefill_body(job.model, job.tokens, job.salt, ticket)
+        body = legs.prefill_body(job.model, job.prompt, job.salt, ticket)
         request_id, worker = job.call.request_id, plan.given.worker
         with flight.counted(worker):
             end = await self._prefilled(worker.http, body, request_id, transfer)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
 
 from kvstore.cluster import Tenant
 from proxy.requests import ClientRequest, Route
@@ -36,3 +39,8 @@ class Job:
     salt: str
     tokens: list[int] | None
     alone: str | None
+
+    @cached_property
+    def prompt(self) -> msgspec.Raw | None:
+        """``tokens`` as JSON, which both legs carry."""
+        return None if self.tokens is None else msgspec.Raw(msgspec.json.encode(self.tokens))

@@ -7,8 +7,9 @@ tokens, so that a prompt is tokenized once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from kvstore.handoff import DecodeTicket, LocalTicket, PrefillTicket, to_params
 from proxy.requests import ClientRequest
@@ -20,12 +21,15 @@ _PROMPT_SHAPING = ("suffix", "truncate_prompt_tokens", "truncation_side")
 
 
 def prefill_body(
-    model: str, tokens: Sequence[int], salt: str, ticket: PrefillTicket
+    model: str, prompt: msgspec.Raw, salt: str, ticket: PrefillTicket
 ) -> dict[str, Any]:
-    """For the prefill worker (``PREFILL_PATH``): keep this prompt's KV, and ship it."""
+    """For the prefill worker (``PREFILL_PATH``): keep this prompt's KV, and ship it.
+
+    ``prompt``: its tokens.
+    """
     return {
         "model": model,
-        "prompt": list(tokens),
+        "prompt": prompt,
         "max_tokens": 1,
         "temperature": 0,
         "stream": False,
@@ -37,12 +41,12 @@ def prefill_body(
 def decode_body(
     request: ClientRequest,
     salt: str,
-    tokens: Sequence[int] | None,
+    prompt: msgspec.Raw | None,
     ticket: DecodeTicket | LocalTicket | None,
 ) -> dict[str, Any]:
     """For the decode worker: what the client asked for.
 
-    ``tokens`` is None where the prompt could not be rendered beforehand. A stream always reports
+    ``prompt``: its tokens; None where it could not be rendered beforehand. A stream always reports
     its usage: the proxy needs it even where the client does not.
     """
     body = {**request.body, "cache_salt": salt}
@@ -52,12 +56,12 @@ def decode_body(
             options.pop("continuous_usage_stats", None)
         body["stream_options"] = {**options, "include_usage": True}
     params = to_params(ticket) if ticket else {}
-    if tokens is not None and request.route == "completions":
-        body["prompt"] = list(tokens)
+    if prompt is not None and request.route == "completions":
+        body["prompt"] = prompt
         for field in _PROMPT_SHAPING:
             body.pop(field, None)
-    elif tokens is not None:
-        params["prompt_token_ids"] = list(tokens)
+    elif prompt is not None:
+        params["prompt_token_ids"] = prompt
     if params:
         body["kv_transfer_params"] = params
     return body

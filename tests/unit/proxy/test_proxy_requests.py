@@ -14,7 +14,7 @@ from kvstore.handoff import DecodeTicket, PrefillTicket, decode_ticket, prefill_
 from proxy import legs
 from proxy.requests import DROPPED, ROLES, ClientRequest, Route, parse
 
-TOKENS = [5, 6, 7]
+TOKENS = msgspec.Raw(b"[5,6,7]")
 TICKET = DecodeTicket("a" * 32, 1000, "zmq+ipc:///x", "gen")
 USER = [{"role": "user", "content": "hi"}]
 
