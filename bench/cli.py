@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "router": "what the proxy costs a request, beside another router",
     "simulate": "where requests of a trace go, and how long they wait, in a fleet you do not have",
     "calibrate": "how long a server's prefills take, for simulate",
+    "publish": "write README's figures of steering from results",
     "headline": "the project's own reference table, measured on this machine",
 }
 

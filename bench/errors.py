@@ -16,7 +16,7 @@ BenchError
 ├── headline.part.MeasureFailed         a figure would not mean what it is to mean
 ├── headline.amounts.BadSetting         ``--set`` names no setting, or no number
 ├── headline.measuring.CannotMeasure    something that is compared with is missing
-└── headline.publishing.CannotPublish   no README with the two marks
+└── publishing.page.CannotPublish       no README with the marks, or no such result
 """
 
 from __future__ import annotations

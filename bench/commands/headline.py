@@ -16,10 +16,11 @@ from typing import Any
 
 from bench.commands import outcome
 from bench.environment import cpu_model, default_model, fast_dtype
-from bench.headline import publishing, report
+from bench.headline import report
 from bench.headline.amounts import varied
 from bench.headline.bounds import Verdict
 from bench.headline.measuring import FEWEST_ROUNDS, NAMES, SYSTEMS, check, measure, plan
+from bench.publishing import headline as publishing
 from bench.reporting.files import write_json
 
 EXAMPLE = "kvferry bench headline --json out.json --only miss --rounds 1"

@@ -9,18 +9,8 @@ import msgspec
 import pytest
 
 from bench.headline.bounds import BOUNDS
-from bench.headline.publishing import (
-    BEGIN,
-    END,
-    RESULT,
-    RESULTS,
-    WORDS,
-    CannotPublish,
-    plots,
-    publish,
-    replaced,
-    section,
-)
+from bench.publishing.headline import RESULT, SECTION, WORDS, plots, publish, section
+from bench.publishing.page import RESULTS, CannotPublish, replaced
 from bench.reporting.svg import standalone_svg
 
 ROOT = Path(__file__).parents[3]
@@ -78,7 +68,7 @@ def result(**changes: Any) -> dict[str, Any]:
 def test_readme_is_the_section_of_the_result_it_names() -> None:
     kept = msgspec.json.decode((ROOT / RESULT).read_bytes())
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert replaced(page, section(kept)) == page
+    assert replaced(page, SECTION, section(kept)) == page
     for name, plot in plots(kept).items():
         assert (ROOT / RESULTS / name).read_text(encoding="utf-8") == standalone_svg(plot)
 
@@ -127,12 +117,14 @@ def test_every_bound_metric_has_words() -> None:
 
 def test_publishing_changes_the_section_alone(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"# before\n{BEGIN}\nold figures\n{END}\nafter\n", encoding="utf-8")
+    readme.write_text(
+        "# before\n<!-- measured -->\nold figures\n<!-- /measured -->\nafter\n", encoding="utf-8"
+    )
     (tmp_path / RESULTS).mkdir(parents=True)
     publish(tmp_path, result())
     page = readme.read_text(encoding="utf-8")
     assert page.startswith("# before\n")
-    assert page.endswith(f"{END}\nafter\n")
+    assert page.endswith("<!-- /measured -->\nafter\n")
     assert "old figures" not in page
     assert "<svg" in (tmp_path / RESULTS / "headline-itl.svg").read_text()
     assert msgspec.json.decode((tmp_path / RESULT).read_bytes())["rounds"] == 2

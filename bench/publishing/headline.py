@@ -1,4 +1,4 @@
-"""README's figures, written from a result and from nothing else, so they cannot drift from it.
+"""README's figures of ``kvferry bench headline``.
 
 The result lies in ``bench/results/headline.json``, its plots beside it; README's section between
 the two marks is this module's text of that file. A test compares them.
@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
+from bench.publishing import page
+from bench.publishing.page import RESULTS
 from bench.reporting.document import Bars, BarSeries, Ecdf, Plot, Samples
-from bench.reporting.files import write_json, write_whole
-from bench.reporting.svg import standalone_svg
+from bench.reporting.files import write_json
 from bench.statistics import median
 
-BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
-RESULTS = Path("bench", "results")
+SECTION = "measured"
 RESULT = RESULTS / "headline.json"
 
 NAMES = {
@@ -46,31 +45,11 @@ WORDS = {
 }
 
 
-class CannotPublish(BenchError):
-    """The folder is no clone whose README has the two marks."""
-
-
 def publish(clone: Path, result: Mapping[str, Any]) -> None:
     """Keeps ``result`` in ``clone`` and rewrites README's section. Raises CannotPublish."""
-    readme = clone / "README.md"
-    try:
-        page = readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CannotPublish(f"{readme}: {error.strerror}") from None
-    written = replaced(page, section(result))
+    written = page.replaced(page.read(clone), SECTION, section(result))
     write_json(clone / RESULT, result)
-    for name, plot in plots(result).items():
-        write_whole(clone / RESULTS / name, standalone_svg(plot).encode())
-    write_whole(readme, written.encode())
-
-
-def replaced(page: str, text: str) -> str:
-    """``page`` with ``text`` between the marks. Raises CannotPublish without them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise CannotPublish(f"README.md has no section between {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    page.write(clone, written, plots(result))
 
 
 def section(result: Mapping[str, Any]) -> str:
@@ -78,7 +57,7 @@ def section(result: Mapping[str, Any]) -> str:
     parts = [_how(result), _table(result["verdicts"], result["workload"])]
     if systems := _systems(result):
         parts.append(systems)
-    parts += [f"![{plot.title}]({RESULTS / name})" for name, plot in plots(result).items()]
+    parts += page.images(plots(result))
     parts += [f"Not as it should be: {complaint}" for complaint in result["complaints"]]
     return "\n\n".join(parts) + "\n"
 
