@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "transport": "how fast KV moves between two processes, beside what the machine allows",
     "index": "what it costs a proxy to know what its workers hold",
     "router": "what the proxy costs a request, beside another router",
+    "restart": "how soon a proxy that was killed steers as well as before",
     "simulate": "where requests of a trace go, and how long they wait, in a fleet you do not have",
     "calibrate": "how long a server's prefills take, for simulate",
     "publish": "write README's figures of steering from results",

@@ -54,9 +54,11 @@ class Stream:
         return b"%b%b%b\r\n%b" % (_STREAM_START, _TIMES, outcome, self._first)
 
 
-def prefilled(chat: bool, model: str, held: int) -> bytes:
-    """A prefill worker's answer to kvferry; ``held`` tokens of the prompt were there already."""
-    return _prefilled(chat, model, to_params(PrefillReport(_UNMEASURED, held, 0)), held)
+def prefilled(chat: bool, model: str, held: int, milliseconds: float = _UNMEASURED) -> bytes:
+    """A prefill worker's answer to kvferry; ``held`` tokens of the prompt were there already, and
+    computing the others took so long.
+    """
+    return _prefilled(chat, model, to_params(PrefillReport(milliseconds, held, 0)), held)
 
 
 def prefilled_for_pull(chat: bool, model: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import zmq
 
@@ -13,7 +13,7 @@ from kvstore.codec import decode, encode
 from kvstore.credentials import Credentials
 from kvstore.engine_events import Removed, Stored
 from kvstore.errors import WireError
-from kvstore.messages import Announce, Subscribe
+from kvstore.messages import Announce, Snapshot, Subscribe
 from kvstore.relay import ANNOUNCE_SECONDS
 from kvstore.relay_core import RelayCore, Told
 from kvstore.transport.sockets import SocketOptions, listen
@@ -38,9 +38,14 @@ class Feed:
         announce: Announce,
         uri: str,
         credentials: Credentials,
+        replayed: Callable[[str], None] = lambda _proxy: None,
     ) -> None:
-        """Listens on ``uri``. Raises ConfigError."""
+        """Listens on ``uri``. ``replayed`` is told the name of a proxy that is sent a snapshot.
+
+        Raises ConfigError.
+        """
         self._core = RelayCore(announce)
+        self._replayed = replayed
         self._loop = asyncio.get_running_loop()
         self._socket = listen(
             context, uri, announce.role, frozenset({"proxy"}), credentials, _OPTIONS
@@ -72,6 +77,8 @@ class Feed:
             if isinstance(message, Subscribe):
                 for told in self._core.subscribe(peer, message, time.monotonic()):
                     self._send(peer, encode(told))
+                    if isinstance(told, Snapshot):
+                        self._replayed(message.proxy)
 
     def _tell(self, messages: Iterable[Told]) -> None:
         for message in messages:

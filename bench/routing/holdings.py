@@ -31,6 +31,10 @@ class Holding:
         self._capacity = capacity
         self._names: OrderedDict[bytes, None] = OrderedDict()
 
+    def held(self, names: Sequence[bytes]) -> int:
+        """How many of a prompt's first blocks are there."""
+        return next((at for at, name in enumerate(names) if name not in self._names), len(names))
+
     def keep(self, names: Sequence[bytes]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """A prompt was computed or received: names that are new, and those that had to go."""
         added = tuple(name for name in names if name not in self._names)

@@ -105,12 +105,16 @@ class Prompts:
         return before, after
 
     def _text(self, size: int) -> str:
-        """Lines in random order, after a number that no other text begins with."""
-        text = f"{self._source.getrandbits(64):020d}"
-        while len(text) < size:
-            lines = self._source.choices(_manual(), k=1 + (size - len(text)) // _USUAL_LINE)
-            text = "\n".join([text, *lines])
-        return text[:size]
+        return prose(self._source, size)
+
+
+def prose(source: random.Random, size: int) -> str:
+    """So many characters: lines in random order, after a number that no other text begins with."""
+    text = f"{source.getrandbits(64):020d}"
+    while len(text) < size:
+        lines = source.choices(_manual(), k=1 + (size - len(text)) // _USUAL_LINE)
+        text = "\n".join([text, *lines])
+    return text[:size]
 
 
 _HERE = "\x00here"

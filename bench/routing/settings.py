@@ -37,6 +37,31 @@ class Amounts:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class RestartAmounts:
+    """``rounds``: of killing the proxy. ``workers``: half of them for prefill, each with room for
+    ``blocks``. ``clients`` talk in a closed loop, and think for ``think_ms`` on average between two
+    questions, in ``conversations`` for each prefill worker of up to ``turns``. ``system`` and
+    ``turn``: characters of what a tenant's conversations begin with, and of a question. Seconds:
+    ``warm`` before the first round, ``before`` and ``after`` a kill, and of one ``window``.
+    """
+
+    rounds: int = 3
+    workers: int = FEW
+    blocks: int = 20_000
+    clients: int = 16
+    think_ms: float = 100.0
+    conversations: int = 400
+    turns: int = 8
+    system: int = 800
+    turn: int = 400
+    warm: float = 45.0
+    before: float = 10.0
+    after: float = 20.0
+    window: float = 1.0
+    seed: int = 0
+
+
 class Cores(NamedTuple):
     """Who computes where; no two alike where there are three."""
 

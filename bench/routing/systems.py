@@ -36,8 +36,17 @@ _PORTS_FROM, _PORTS_TO = 10_000, 32_000
 class Fleet:
     """Stub workers of one cluster file, in one process."""
 
-    def __init__(self, name: str, workers: int, keys: Sequence[str], places: Places) -> None:
+    def __init__(
+        self,
+        name: str,
+        workers: int,
+        keys: Sequence[str],
+        places: Places,
+        options: Sequence[str] = (),
+    ) -> None:
+        """``options``: of ``bench.routing.fleet``."""
         self.workers = workers
+        self._options = options
         self.cores = places.cores
         self._name = name
         self._folder = places.folder / name
@@ -51,6 +60,7 @@ class Fleet:
     async def start(self) -> Child:
         """Returns when all of them listen. Raises StartFailed."""
         command = [sys.executable, "-m", "bench.routing.fleet", "--config", str(self.file)]
+        command += self._options
         child = _launched(f"{self._name}-workers", self.cores.workers, command, self._folder)
 
         async def ready() -> bool:

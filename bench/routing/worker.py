@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,8 +18,10 @@ from bench.routing import answers
 from bench.routing.feeds import Feed
 from bench.routing.holdings import Chains, Holding
 from bench.routing.rendering import Renderer
+from bench.routing.tally import TALLY, Tally, found
 from bench.stub import wire
 from bench.stub.connection import Connection
+from kvstore.curves import PrefillCurve
 from kvstore.messages import Role
 
 _TOKEN = b"x-kvferry-token"
@@ -28,6 +31,7 @@ _RENDER = b"/render"
 _PLAIN = {(b"GET", b"/health"), (b"GET", b"/metrics")}
 _RULES = b"/kvferry/tokenizer"
 _ABANDON = b"/kvferry/abandon/"
+_TALLY = TALLY.encode()
 _MOST_TRANSFERS = 4096
 
 # Within a JSON string quotes are escaped: no prompt looks like a ticket.
@@ -59,13 +63,45 @@ class _Transfer:
     decode: Worker | None = None
 
 
+@dataclass(frozen=True)
+class Computing:
+    """Workers take as long for a prompt as ``curve`` says, one after the other, and ``tally`` is
+    told what they held of it.
+    """
+
+    curve: PrefillCurve
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A prompt's ``names``, the tokens of it that were ``held``, and when the rest is done:
+    ``after`` so many seconds, of which computing takes ``seconds``.
+    """
+
+    names: list[bytes]
+    held: int
+    seconds: float
+    after: float
+
+
 class Host:
-    """What the stub workers of one process share. ``token``: the cluster's own."""
+    """What the stub workers of one process share. ``token``: the cluster's own. Without
+    ``computing`` they answer at once, and believe who asks as to what they hold.
+    """
 
     def __init__(
-        self, model: str, tokens: int, block_size: int, token: str, renderer: Renderer
+        self,
+        model: str,
+        tokens: int,
+        block_size: int,
+        token: str,
+        renderer: Renderer,
+        computing: Computing | None = None,
     ) -> None:
         self.token = token
+        self.computing = computing
+        self.block_size = block_size
         self.renderer = renderer
         self.chains = Chains(block_size)
         self.streams = {chat: answers.Stream(chat, model, tokens) for chat in (False, True)}
@@ -77,6 +113,10 @@ class Host:
         """The answer to a prefill leg, which is believed as to what is held of its prompt."""
         ticket = _HELD.search(body, max(0, len(body) - _TICKET_BYTES))
         return answers.prefilled(chat, self._model, int(ticket[1]) if ticket else 0)
+
+    def computed(self, chat: bool, work: Computed) -> bytes:
+        """The answer to a prefill leg, as it was."""
+        return answers.prefilled(chat, self._model, work.held, work.seconds * 1000)
 
     def transfer(self, name: str) -> _Transfer:
         """What is known of one; the oldest is forgotten where there are too many."""
@@ -110,6 +150,7 @@ class Worker:
     feed: Feed
     holding: Holding
     connections: set[Connection] = field(default_factory=set)
+    free_at: float = 0.0
 
     def hold(self, names: list[bytes]) -> None:
         """It computed or received a prompt."""
@@ -117,9 +158,22 @@ class Worker:
 
     def learn(self, body: bytes) -> list[bytes]:
         """The names of a leg's prompt; read after the answer, which does not need them."""
+        return self._prompt(body)[1]
+
+    def compute(self, body: bytes, computing: Computing) -> Computed:
+        """It takes a leg's prompt up, and is busy with it; to be held when it is done."""
+        tokens, names = self._prompt(body)
+        size, now = self.host.block_size, time.monotonic()
+        held = found(self.holding, names, len(tokens), size)
+        computing.tally.computed(names, len(tokens), held, size)
+        seconds = computing.curve.seconds(float(len(tokens) - held), float(held))
+        self.free_at = max(now, self.free_at) + seconds
+        return Computed(names, held, seconds, self.free_at - now)
+
+    def _prompt(self, body: bytes) -> tuple[Sequence[int], list[bytes]]:
         leg = msgspec.json.decode(body, type=_Leg)
         tokens = leg.prompt or leg.kv_transfer_params.prompt_token_ids or []
-        return self.host.chains.names(tokens, leg.cache_salt)
+        return tokens, self.host.chains.names(tokens, leg.cache_salt)
 
 
 class Asker(Connection):
@@ -131,6 +185,11 @@ class Asker(Connection):
         super().__init__(worker.connections)
         self._worker = worker
         self._host = worker.host
+
+    def write(self, content: bytes) -> None:
+        """See Connection; a router that is gone is told nothing any more."""
+        if self.transport is not None and not self.transport.is_closing():
+            super().write(content)
 
     def asked(self, method: bytes, path: bytes, headers: Mapping[bytes, str], body: bytes) -> None:
         """See Connection."""
@@ -145,6 +204,9 @@ class Asker(Connection):
         elif path.startswith(_ABANDON):
             self._host.abandoned(path.removeprefix(_ABANDON).decode("latin-1"))
             self.answer(wire.whole(200, b"{}"))
+        elif path == _TALLY and self._host.computing is not None:
+            told = self._host.computing.tally.told(time.monotonic())
+            self.answer(wire.whole(200, told))
         elif path == _RULES and ours:
             self.answer(wire.whole(200, self._host.renderer.rules))
         elif (method, path) in _PLAIN:
@@ -164,27 +226,37 @@ class Asker(Connection):
         if not name:
             self.answer(self._host.for_pull[chat])
             return
-        self.answer(self._host.prefilled(chat, body))
         transfer = self._host.transfer(name)
-        transfer.prefilled = True
-        if transfer.arrive is not None:
-            transfer.arrive("fetched")
+        loop = asyncio.get_running_loop()
 
-        def learn() -> None:
-            transfer.names = self._worker.learn(body)
-            self._worker.hold(transfer.names)
+        def done(answer: bytes) -> None:
+            self.answer(answer)
+            transfer.prefilled = True
+            if transfer.arrive is not None:
+                transfer.arrive("fetched")
+
+        def hold(names: list[bytes]) -> None:
+            transfer.names = names
+            self._worker.hold(names)
             self._host.settle(name)
 
-        asyncio.get_running_loop().call_soon(learn)
+        def computed(work: Computed) -> None:
+            hold(work.names)
+            done(self._host.computed(chat, work))
+
+        if self._host.computing is not None:
+            work = self._worker.compute(body, self._host.computing)
+            loop.call_later(work.after, computed, work)
+        else:
+            done(self._host.prefilled(chat, body))
+            loop.call_soon(lambda: hold(self._worker.learn(body)))
 
     def _decode(self, chat: bool, name: str, body: bytes) -> None:
         stream = self._host.streams[chat]
         if not name:
             self._stream(stream.plain, stream.rest)
         elif _FETCH not in body:
-            self._stream(stream.told(name, "nothing to fetch"), stream.rest)
-            worker = self._worker
-            asyncio.get_running_loop().call_soon(lambda: worker.hold(worker.learn(body)))
+            self._alone(stream, name, body)
         else:
             transfer = self._host.transfer(name)
             transfer.decode = self._worker
@@ -197,6 +269,24 @@ class Asker(Connection):
                 self._host.settle(name)
             else:
                 transfer.arrive = arrive
+
+    def _alone(self, stream: answers.Stream, name: str, body: bytes) -> None:
+        """Decode computes what it lacks of a prompt."""
+        worker, loop = self._worker, asyncio.get_running_loop()
+
+        def answer() -> None:
+            self._stream(stream.told(name, "nothing to fetch"), stream.rest)
+
+        def computed(names: list[bytes]) -> None:
+            worker.hold(names)
+            answer()
+
+        if self._host.computing is not None:
+            work = worker.compute(body, self._host.computing)
+            loop.call_later(work.after, computed, work.names)
+        else:
+            answer()
+            loop.call_soon(lambda: worker.hold(worker.learn(body)))
 
     def _stream(self, first: bytes, rest: bytes) -> None:
         self.write(first)

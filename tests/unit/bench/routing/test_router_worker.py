@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bench.routing.holdings import Holding
 from bench.routing.rendering import Renderer
-from bench.routing.worker import Asker, Host, Worker
+from bench.routing.tally import TALLY, Tally
+from bench.routing.worker import Asker, Computing, Host, Worker
 from kvstore.blockhash import block_chain, block_names
+from kvstore.curves import PrefillCurve
 from kvstore.handoff import DecodeTicket, LocalTicket, PrefillTicket, to_params
 from kvstore.messages import Role
 
@@ -47,8 +50,13 @@ class Wire:
 
     def __init__(self) -> None:
         self.written = b""
+        self.gone = False
+
+    def is_closing(self) -> bool:
+        return self.gone
 
     def write(self, content: bytes) -> None:
+        assert not self.gone
         self.written += content
 
     def close(self) -> None: ...
@@ -57,10 +65,10 @@ class Wire:
 class World:
     """A prefill and a decode worker of one host."""
 
-    def __init__(self) -> None:
+    def __init__(self, computing: Computing | None = None) -> None:
         self.heard: Heard = []
         renderer: Any = FakeRenderer()
-        self._host = Host("stub", 3, 16, TOKEN, renderer)
+        self._host = Host("stub", 3, 16, TOKEN, renderer, computing)
         self._workers = {role: self._worker(role) for role in ("prefill", "decode")}
 
     def ask(self, role: Role, path: str, body: object, *headers: str) -> Wire:
@@ -77,9 +85,9 @@ class World:
         return Worker(role, self._host, feed, Holding(100))
 
 
-def in_a_loop(script: Callable[[World], Any]) -> None:
+def in_a_loop(script: Callable[[World], Any], computing: Computing | None = None) -> None:
     async def run() -> None:
-        await script(World())
+        await script(World(computing))
 
     asyncio.run(run())
 
@@ -170,6 +178,76 @@ def test_prefill_tells_what_the_proxy_says_it_holds() -> None:
         assert answer["kv_transfer_params"]["kvferry"]["gpu_tokens"] == 32
 
     in_a_loop(script)
+
+
+def computing() -> Computing:
+    return Computing(PrefillCurve(5.0, 0.0, 0.0), Tally([Holding(100)], random.Random(0)))
+
+
+class Timers:
+    """Of the running loop: nothing is waited for, only noted."""
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[float, Callable[..., object], tuple[Any, ...]]] = []
+        loop: Any = asyncio.get_running_loop()
+        loop.call_later = lambda after, call, *args: self._noted.append((after, call, args))
+
+    def fire(self) -> list[float]:
+        """All of them; the seconds after which each would have been."""
+        noted, self._noted = self._noted, []
+        for _, call, args in noted:
+            call(*args)
+        return [after for after, _, _ in noted]
+
+
+def body(answer: Wire) -> Any:
+    return msgspec.json.decode(answer.written.partition(b"\r\n\r\n")[2])
+
+
+def test_who_computes_tells_what_it_really_held() -> None:
+    async def script(world: World) -> None:
+        timers = Timers()
+        first, decode = prefill_leg(world, held=32), decode_leg(world)
+        await turns()
+        assert not first.written
+        assert not decode.written
+        timers.fire()
+        await turns()
+        assert body(first)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        assert body(first)["kv_transfer_params"]["kvferry"]["prefill_ms"] == 5000.0
+        assert b'"shipped":true' in decode.written
+        again, alone = prefill_leg(world), decode_leg(world, LocalTicket("0b" * 16))
+        assert not alone.written
+        timers.fire()
+        await turns()
+        assert body(again)["usage"]["prompt_tokens_details"]["cached_tokens"] == 32
+        assert b"x-kvferry-times" in alone.written
+        counts = body(world.ask("decode", TALLY, {}))
+        assert (counts["prompts"], counts["tokens"]) == (3, 120)
+        assert (counts["cached"], counts["blind"]) == (64, 64)
+
+    in_a_loop(script, computing())
+
+
+def test_prompts_are_computed_one_after_the_other() -> None:
+    async def script(world: World) -> None:
+        timers = Timers()
+        prefill_leg(world)
+        prefill_leg(world)
+        assert timers.fire() == [pytest.approx(5.0, abs=0.5), pytest.approx(10.0, abs=0.5)]
+
+    in_a_loop(script, computing())
+
+
+def test_a_router_that_is_gone_is_told_nothing() -> None:
+    async def script(world: World) -> None:
+        timers = Timers()
+        answer = prefill_leg(world)
+        answer.gone = True
+        timers.fire()
+        assert world.heard == [("prefill", NAMES)]
+
+    in_a_loop(script, computing())
 
 
 def test_another_router_gets_two_plain_legs_and_no_rendering() -> None:
