@@ -149,7 +149,8 @@ def _up(options: argparse.Namespace) -> int:
             key, digest = places.new_key()
             config = places.with_tenant(config, LOCAL_TENANT, digest)
         file = _write(config, folder / RESOLVED)
-        parts = supervisor.parts(config, file, on_gpu, options.verbose)
+        followed = options.config.absolute() if options.config else file
+        parts = supervisor.parts(config, file, followed, on_gpu, options.verbose)
         return asyncio.run(_supervise(config, parts, key))
 
 
@@ -209,7 +210,8 @@ def _proxy(options: argparse.Namespace) -> int:
     config = _resolved(_loaded(options), inspect())
     if not config.tenants:
         raise ConfigError("no tenants in the configuration: make one with kvferry keygen NAME")
-    return _become("proxy", config, options)
+    # Not resolved: where configurations are mounted, links are what changes.
+    return _become("proxy", config, options, "--follow", str(options.config.absolute()))
 
 
 def _dram(options: argparse.Namespace) -> int:

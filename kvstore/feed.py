@@ -22,7 +22,7 @@ from kvstore.blockhash import are_names
 from kvstore.codec import MAX_HEADER_BYTES, decode, encode
 from kvstore.credentials import Credentials
 from kvstore.engagements import Engagements
-from kvstore.errors import WireError
+from kvstore.errors import ConfigError, WireError
 from kvstore.index import Directory
 from kvstore.messages import (
     PROTOCOL_VERSION,
@@ -73,6 +73,9 @@ class FeedClient:
         self._name = name
         self._directory = directory
         self._heard: Callable[[], None] = lambda: None
+        self._context: zmq.asyncio.Context | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._following: dict[str, tuple[zmq.asyncio.Socket, asyncio.Task[None]]] = {}
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
         self._told: dict[str, tuple[Engaged, float]] = {}
         self._proxies: dict[str, int] = {}
@@ -93,19 +96,53 @@ class FeedClient:
         an address cannot be dialled.
         """
         self._heard = heard
-        context = zmq.asyncio.Context()
-        sockets: list[zmq.asyncio.Socket] = []
+        self._context = zmq.asyncio.Context()
         try:
-            for uri, role in self._uris.items():
-                sockets.append(dial(context, uri, "proxy", role, self._credentials, _OPTIONS))
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._expire())
-                for socket in sockets:
-                    tasks.create_task(self._follow(socket))
+            dialled = self._dial(self._uris)
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._expire())
+                self._begin(dialled)
         finally:
-            for socket in sockets:
+            self._context.destroy(linger=0)
+            self._context = self._tasks = None
+
+    def follow(self, uris: Mapping[str, Role]) -> None:
+        """From now on these relays. Those that are followed already notice nothing of it; workers
+        behind others are gone when their leases end.
+
+        Raises ConfigError, and changes nothing, if an address cannot be dialled.
+        """
+        if self._tasks is not None:
+            added = self._dial(dict(uris.items() - self._uris.items()))
+            for uri, _ in self._uris.items() - uris.items():
+                self._hang_up(uri)
+            self._begin(added)
+        self._uris = dict(uris)
+
+    def _dial(self, uris: Mapping[str, Role]) -> dict[str, zmq.asyncio.Socket]:
+        """A socket for each; none is left where one cannot be had."""
+        assert self._context is not None
+        dialled: dict[str, zmq.asyncio.Socket] = {}
+        try:
+            for uri, role in uris.items():
+                dialled[uri] = dial(self._context, uri, "proxy", role, self._credentials, _OPTIONS)
+        except ConfigError:
+            for socket in dialled.values():
                 socket.close()
-            context.term()
+            raise
+        return dialled
+
+    def _begin(self, dialled: Mapping[str, zmq.asyncio.Socket]) -> None:
+        assert self._tasks is not None
+        for uri, socket in dialled.items():
+            self._following[uri] = socket, self._tasks.create_task(self._follow(socket))
+
+    def _hang_up(self, uri: str) -> None:
+        socket, task = self._following.pop(uri)
+        for worker in [one for one, known in self._sockets.items() if known is socket]:
+            del self._sockets[worker]  # nobody can be told anything there
+        task.add_done_callback(lambda _task: socket.close())
+        task.cancel()
 
     async def _expire(self) -> None:
         while True:

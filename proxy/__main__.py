@@ -24,8 +24,9 @@ from kvstore.credentials import Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import ROLES, Announce
+from kvstore.messages import Announce
 from proxy.app import Api, create
+from proxy.following import ClusterFile, feeds
 from proxy.identity import Keyring
 from proxy.learning import Learner
 from proxy.metrics import Metrics
@@ -45,8 +46,13 @@ GRACE_SECONDS = 10
 log = logging.getLogger("kvferry.proxy")
 
 
-def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) -> ASGIApp:
-    """The proxy of ``config`` as an ASGI application. Nothing is opened before it starts up."""
+def application(
+    config: ClusterConfig, run_dir: Path, credentials: Credentials, file: Path
+) -> ASGIApp:
+    """The proxy of ``config`` as an ASGI application. Nothing is opened before it starts up.
+
+    It follows the workers in ``file``. Raises ConfigError where that is no cluster's.
+    """
     directory = Directory(LEASE_SECONDS)
     metrics = Metrics()
     upstream = Upstream(
@@ -65,12 +71,9 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
     learner = Learner(upstream, ready, remembered.forget)
     counts = RenderCounts(metrics.registry, lambda: remembered.size)
     renderer = Renderer(upstream, learner, remembered, counts)
-    uris = {
-        cluster.addresses(config, run_dir, role, index).feed: role
-        for role in ROLES
-        for index in range(config.workers(role).count)
-    }
-    feed = FeedClient(uris, credentials, f"proxy-{secrets.token_hex(4)}", directory)
+    name = f"proxy-{secrets.token_hex(4)}"
+    feed = FeedClient(feeds(config, run_dir), credentials, name, directory)
+    followed = ClusterFile(file, config, run_dir, feed)
     pipeline = Pipeline(settings, Parts(directory, feed, upstream, metrics, renderer))
 
     @asynccontextmanager
@@ -78,7 +81,9 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
         async with upstream:
             following = asyncio.create_task(feed.run(pipeline.heard), name="feed")
             learning = asyncio.create_task(learner.run(), name="learning")
-            for task in (following, learning):
+            looking = asyncio.create_task(followed.run(), name="following the cluster file")
+            tasks = {following, learning, looking}
+            for task in tasks:
                 task.add_done_callback(_report)
             await asyncio.sleep(0)
             if following.done():  # an address that cannot be dialled
@@ -88,9 +93,9 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
             try:
                 yield
             finally:
-                following.cancel()
-                learning.cancel()
-                await asyncio.wait({following, learning})
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
                 renderer.close()
 
     return create(
@@ -99,13 +104,13 @@ def application(config: ClusterConfig, run_dir: Path, credentials: Credentials) 
     )
 
 
-def serve(config: ClusterConfig, run_dir: Path, state_dir: Path) -> None:
+def serve(config: ClusterConfig, run_dir: Path, state_dir: Path, file: Path) -> None:
     """Serves until SIGINT or SIGTERM. Raises ConfigError if it cannot start."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads are the renderer's own
     credentials = load_or_create(state_dir)
     listener = _listen(config.proxy.host, config.proxy.port)
     settings = uvicorn.Config(
-        application(config, run_dir, credentials),
+        application(config, run_dir, credentials, file),
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -125,6 +130,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. 0 after a clean stop, 2 for a wrong configuration."""
     parser = argparse.ArgumentParser(prog="python -m proxy", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the cluster's TOML file")
+    parser.add_argument(
+        "--follow",
+        type=Path,
+        metavar="FILE",
+        help="that --config was made of, if it was: workers come and go in it",
+    )
     parser.add_argument("--run-dir", type=Path, help="where the workers' sockets are")
     parser.add_argument("--state-dir", type=Path, help="where the cluster's keys are")
     options = parser.parse_args(argv)
@@ -133,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = cluster.load(options.config)
         run_dir = _folder(options.run_dir, config.run_dir, "run_dir")
         state_dir = _folder(options.state_dir, config.state_dir, "state_dir")
-        serve(config, run_dir, state_dir)
+        serve(config, run_dir, state_dir, options.follow or options.config)
     except ConfigError as error:
         sys.stderr.write(f"kvferry: {error}\n")
         return 2

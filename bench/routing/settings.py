@@ -55,7 +55,7 @@ class RestartAmounts:
     turns: int = 8
     system: int = 800
     turn: int = 400
-    warm: float = 45.0
+    warm: float = 60.0
     before: float = 10.0
     after: float = 20.0
     window: float = 1.0

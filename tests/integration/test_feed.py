@@ -30,7 +30,7 @@ from kvstore.credentials import Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot
+from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot
 from kvstore.relay import replay_endpoint
 from kvstore.transport.sockets import listen
 from tests.support.relays import WAIT_SECONDS, RunningRelay, following, until
@@ -53,8 +53,10 @@ def run_dir(tmp_path: Path) -> Path:
 class Engine:
     """The publishing part of a vLLM engine."""
 
-    def __init__(self, run_dir: Path, replay: bool = True, remembers: int = 1000) -> None:
-        events = f"ipc://{run_dir}/w.events"
+    def __init__(
+        self, run_dir: Path, replay: bool = True, remembers: int = 1000, worker: str = "w"
+    ) -> None:
+        events = f"ipc://{run_dir}/{worker}.events"
         self._publisher = ZmqEventPublisher(
             0, events, replay_endpoint(events) if replay else None, buffer_steps=remembers
         )
@@ -122,8 +124,8 @@ def relay(run_dir: Path, credentials: Credentials, feed: str) -> Iterator[Runnin
     running.stop()
 
 
-def held(directory: Directory) -> int:
-    found = directory.held(NAMES).get("w")
+def held(directory: Directory, worker: str = "w") -> int:
+    found = directory.held(NAMES).get(worker)
     return found.gpu if found is not None else -1
 
 
@@ -296,6 +298,56 @@ def test_nothing_is_left_behind(
         assert not thread.is_alive()
     # The address is free again at once, and the context was really ended.
     RunningRelay(run_dir, credentials, feed, "prefill").stop()
+
+
+def test_workers_join_and_leave_and_others_are_known_all_the_time(
+    run_dir: Path, credentials: Credentials
+) -> None:
+    names = ("stays", "leaves", "joins")
+    uris: dict[str, Role] = {f"zmq+ipc://{run_dir}/{name}.feed": "prefill" for name in names}
+    stays, leaves, joins = uris
+    engines = {name: Engine(run_dir, worker=name) for name in names}
+    for engine in engines.values():
+        engine.store(*range(10))
+    directory = Directory(3.0)
+    client = FeedClient({stays: "prefill", leaves: "prefill"}, credentials, "proxy-0", directory)
+    lookups: list[int] = []
+
+    async def look_up() -> None:
+        while True:
+            lookups.append(held(directory, "stays"))
+            if len(lookups) % 50 == 0:
+                engines["stays"].store(10 + len(lookups) // 50 % 100)
+            await asyncio.sleep(0.001)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(client.run())
+        await until(lambda: held(directory, "stays") == held(directory, "leaves") == 10)
+        looking = asyncio.create_task(look_up())
+        with pytest.raises(ConfigError, match="nobody"):
+            client.follow({joins: "prefill", "zmq+tcp://nobody:x": "prefill"})
+        client.follow({stays: "prefill", joins: "prefill"})
+        await until(lambda: held(directory, "joins") == 10 and held(directory, "leaves") == -1)
+        client.follow({stays: "prefill", joins: "prefill", leaves: "prefill"})
+        await until(lambda: held(directory, "leaves") == 10)
+        looking.cancel()
+        task.cancel()
+        await asyncio.wait({looking, task})
+
+    relays = [
+        RunningRelay(run_dir, credentials, uri, "prefill", worker=name)
+        for uri, name in zip(uris, names, strict=True)
+    ]
+    try:
+        asyncio.run(scenario())
+    finally:
+        for relay in relays:
+            relay.stop()
+        for engine in engines.values():
+            engine.stop()
+    assert client.dropped == 0
+    assert len(lookups) > 100
+    assert min(lookups) >= 10
 
 
 @pytest.mark.parametrize("feed", ["tcp"], indirect=True)

@@ -27,12 +27,18 @@ class RunningRelay:
     """A relay in a thread, as a worker's supervisor runs it."""
 
     def __init__(
-        self, run_dir: Path, credentials: Credentials, feed: str, role: Role, dram_feed: str = ""
+        self,
+        run_dir: Path,
+        credentials: Credentials,
+        feed: str,
+        role: Role,
+        dram_feed: str = "",
+        worker: str = "w",
     ) -> None:
-        private = f"ipc://{run_dir}/w"
+        private = f"ipc://{run_dir}/{worker}"
         addresses = Addresses("", "", feed, f"{private}.events", f"{private}.g", f"{private}.a")
         settings = WorkerSettings(
-            worker="w",
+            worker=worker,
             role=role,
             generation="g0",
             addresses=addresses,
@@ -43,7 +49,7 @@ class RunningRelay:
             dram_feed=dram_feed,
         )
         announce = Announce(
-            PROTOCOL_VERSION, "w", role, "g0", "starting", "m", "", "", "", 32, 8192, 100, 0
+            PROTOCOL_VERSION, worker, role, "g0", "starting", "m", "", "", "", 32, 8192, 100, 0
         )
         self.relay = Relay(announce, settings, credentials)
         self._stop = threading.Event()

@@ -11,12 +11,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from deploy.places import free_port
+from kvstore.credentials import load_or_create
 from proxy.__main__ import main
+from proxy.following import LOOK_SECONDS
+from tests.support.relays import RunningRelay
 
 pytestmark = pytest.mark.timeout(60)
 KEY = "a-key"
@@ -68,6 +73,73 @@ def test_starts_serves_and_stops(tmp_path: Path) -> None:
         assert process.returncode in {0, -signal.SIGTERM}
         assert "Traceback" not in stderr
         assert not list((tmp_path / "run").iterdir())
+
+
+@contextmanager
+def serving(file: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """A proxy that answers."""
+    command = [sys.executable, "-m", "proxy", "--config", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            await_(lambda: answers(port) or process.poll() is not None)
+            yield process
+        finally:
+            process.kill()
+
+
+def answers(port: int) -> bool:
+    try:
+        return get(f"http://127.0.0.1:{port}/health")[0] == 200
+    except urllib.error.URLError:
+        return False
+
+
+def await_(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_workers_come_and_go_in_the_cluster_file(tmp_path: Path) -> None:
+    port = free_port()
+    file = config(tmp_path, port)
+    text = file.read_text()
+    run_dir, keys = tmp_path / "run", load_or_create(tmp_path / "state")
+    workers = [
+        RunningRelay(run_dir, keys, f"zmq+ipc://{run_dir}/{name}.feed", "prefill", worker=name)
+        for name in ("prefill-0", "prefill-1")
+    ]
+
+    def count() -> int:
+        counted = json.loads(get(f"http://127.0.0.1:{port}/ready")[1])["prefill"]
+        assert isinstance(counted, int)
+        return counted
+
+    try:
+        for worker in workers:
+            worker.relay.set_state("ready")
+        with serving(file, port) as process:
+            await_(lambda: count() == 1)
+            file.write_text(f"{text}[prefill]\ncount = 2\n")
+            await_(lambda: count() == 2)
+            file.write_text(f"{text}[prefill]\ncount = 1\n[proxy]\n")  # twice a section
+            time.sleep(3 * LOOK_SECONDS)
+            file.write_text(f"{text}[prefill]\ncount = 1\n[model]\nblock_size = 16\n")
+            time.sleep(3 * LOOK_SECONDS)
+            assert count() == 2
+            file.write_text(text)
+            await_(lambda: count() == 1)
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=10)
+    finally:
+        for worker in workers:
+            worker.stop()
+    refused = [line for line in stderr.splitlines() if "is not followed" in line]
+    assert len(refused) == 2
+    assert "TOML" in refused[0]
+    assert "model differs" in refused[1]
+    assert "Traceback" not in stderr
 
 
 def test_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,122 @@
+"""The cluster file while the proxy runs: workers may come and go in it, nothing else may change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from kvstore import cluster
+from kvstore.cluster import ClusterConfig
+from kvstore.errors import ConfigError
+from kvstore.messages import ROLES, Role
+
+LOOK_SECONDS = 1.0
+
+_Stamp = tuple[int, int, int] | None
+
+log = logging.getLogger("kvferry.proxy")
+
+
+class Feed(Protocol):
+    """What follows workers' relays (``kvstore.feed``)."""
+
+    def follow(self, uris: Mapping[str, Role]) -> None:
+        """From now on these. Raises ConfigError, and changes nothing, if one cannot be dialled."""
+        ...
+
+
+def feeds(config: ClusterConfig, run_dir: Path) -> dict[str, Role]:
+    """Where the relays of all workers are, by address the role of the worker."""
+    return {
+        cluster.addresses(config, run_dir, role, index).feed: role
+        for role in ROLES
+        for index in range(config.workers(role).count)
+    }
+
+
+def changed(config: ClusterConfig, before: ClusterConfig, now: ClusterConfig) -> ClusterConfig:
+    """``config``, which ``before`` was the file of, with the workers of the file as it is ``now``.
+
+    A role of which the file says the same as before stays as it is in ``config``. Raises
+    ConfigError where anything else than workers differs: that takes a restart.
+    """
+    for section in ClusterConfig.__struct_fields__:
+        if section not in ROLES and getattr(now, section) != getattr(before, section):
+            raise ConfigError(f"{section} differs, and only workers may while a proxy runs")
+    for role in ROLES:
+        if now.workers(role).ranks != before.workers(role).ranks:
+            raise ConfigError(f"{role}.ranks differs: all workers of a role have as many")
+    differ = {
+        role: now.workers(role) for role in ROLES if now.workers(role) != before.workers(role)
+    }
+    return msgspec.structs.replace(config, **differ)
+
+
+class ClusterFile:
+    """Follows the file at ``path``, by looking, as all kinds of volumes allow that.
+
+    Only the file of a moment when it had not changed for ``LOOK_SECONDS`` is read: another one may
+    not be whole yet. One that cannot be used is complained of once, and what it was before stays.
+    """
+
+    def __init__(self, path: Path, config: ClusterConfig, run_dir: Path, feed: Feed) -> None:
+        """``config``: in force, and read from this file or made of it. Raises ConfigError."""
+        self._path = path
+        self._config = config
+        self._run_dir = run_dir
+        self._feed = feed
+        self._seen = self._stamp()
+        self._read = self._seen
+        self._known = cluster.load(path)
+
+    async def run(self) -> None:
+        """Looks until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            # In a thread: where the file's system hangs, requests go on.
+            now = await asyncio.to_thread(self.look)
+            if now is not None:
+                self.apply(now)
+
+    def look(self) -> ClusterConfig | None:
+        """The file, if it is another one, and is as it was at the last look."""
+        before, self._seen = self._seen, self._stamp()
+        if self._seen != before or self._seen == self._read:
+            return None
+        self._read = self._seen
+        try:
+            return cluster.load(self._path)
+        except ConfigError as error:
+            self._refuse(error)
+            return None
+
+    def apply(self, now: ClusterConfig) -> None:
+        """Its workers are followed from now on, or it is refused."""
+        try:
+            config = changed(self._config, self._known, now)
+            self._feed.follow(feeds(config, self._run_dir))
+        except ConfigError as error:
+            self._refuse(error)
+            return
+        self._config, self._known = config, now
+        log.info("workers in %s: %d prefill, %d decode", self._path, *_counts(config))
+
+    def _refuse(self, error: ConfigError) -> None:
+        log.error("%s is not followed: %s", self._path, error)
+
+    def _stamp(self) -> _Stamp:
+        """What tells one state of the file from another; None where there is none."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _counts(config: ClusterConfig) -> list[int]:
+    return [config.workers(role).count for role in ROLES]
