@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from kvstore.messages import Tier
+from proxy.pace import Prediction
 from proxy.usage import Account
 
 log = logging.getLogger("kvferry.proxy")
@@ -17,6 +18,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CLIENT_GONE = 499
 
 _STAGE_SECONDS = (0.001, 0.0025, 0.005)
+_RATIOS = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.11, 1.25, 1.5, 2, 4)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -26,7 +28,8 @@ class Story:
 
     ``path`` stays "none" for a request that reached no worker; ``reason`` is why it was not
     disaggregated, "" if it was. Times are on the proxy's monotonic clock, in seconds; ``stages``
-    are milliseconds (``proxy.stages``), ``tiers`` the cached tokens by where they lay.
+    are milliseconds (``proxy.stages``), ``tiers`` the cached tokens by where they lay;
+    ``predicted``: what it should have found and taken.
     """
 
     request_id: str
@@ -42,6 +45,7 @@ class Story:
     account: Account | None = None
     tiers: Mapping[Tier, int] = field(default_factory=dict)
     stages: Mapping[str, float] = field(default_factory=dict)
+    predicted: Prediction | None = None
 
 
 class Metrics:
@@ -73,6 +77,19 @@ class Metrics:
             "Parts of the time to the first token; an answer that is not streamed lacks its last.",
             ["stage"],
             buckets=_STAGE_SECONDS + _SECONDS,
+            registry=self.registry,
+        )
+        self._ratio = Histogram(
+            "kvferry_predicted_first_token_ratio",
+            "The time to the first token, as predicted when the plan was made, over the real one.",
+            ["path"],
+            buckets=_RATIOS,
+            registry=self.registry,
+        )
+        self._foretold = Counter(
+            "kvferry_predicted_cached",
+            "Requests by whether as many tokens were cached as predicted.",
+            ["path", "outcome"],
             registry=self.registry,
         )
         self._duration = Histogram(
@@ -116,13 +133,14 @@ class Metrics:
             self._first_token.labels(story.path).observe(first_token)
         for stage, milliseconds in story.stages.items():
             self._stages.labels(stage).observe(milliseconds / 1000)
+        self._compare(story, first_token)
         books = story.account
         if books is not None:
             for kind in ("prompt", "cached", "completion"):
                 self._tokens.labels(kind, story.tenant).inc(getattr(books, kind))
         log.info(
             "request=%s tenant=%s route=%s status=%d path=%s reason=%s prefill=%s decode=%s "
-            "prompt=%s cached=%s completion=%s first_token_ms=%s total_ms=%.1f",
+            "prompt=%s cached=%s completion=%s first_token_ms=%s total_ms=%.1f predicted=%s",
             story.request_id,
             story.tenant,
             story.route,
@@ -136,7 +154,17 @@ class Metrics:
             books.completion if books else "-",
             "-" if first_token is None else f"{first_token * 1000:.1f}",
             taken * 1000,
+            "-" if (made := story.predicted) is None else f"{made.cached}/{made.ttft * 1000:.1f}",
         )
+
+    def _compare(self, story: Story, first_token: float | None) -> None:
+        predicted = story.predicted
+        if predicted is None or story.account is None:
+            return
+        outcome = "equal" if story.account.cached == predicted.cached else "different"
+        self._foretold.labels(story.path, outcome).inc()
+        if first_token:
+            self._ratio.labels(story.path).observe(predicted.ttft / first_token)
 
     def told(self, story: Story) -> None:
         """Counts a request, also one that was never admitted."""

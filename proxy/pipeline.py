@@ -32,7 +32,6 @@ from proxy.loads import Loads, Peers, Places
 from proxy.metrics import Metrics, Story
 from proxy.planning import Planner
 from proxy.render import Renderer
-from proxy.requests import ClientRequest
 from proxy.stages import Moments
 from proxy.steering import Disaggregated, Reject
 from proxy.streaming import first_event, relay
@@ -93,7 +92,7 @@ class Pipeline:
         self._places = Places(settings.proxy.max_requests)
         self.loads = Loads(parts.peers)
         self._turns = Turns(parts.directory, parts.peers, settings.proxy.tenant_waiting, clock)
-        self._planner = Planner(parts.directory, self.loads, self._turns)
+        self._planner = Planner(parts.directory, self.loads, self._turns, clock)
         self._dispatch = Dispatch(
             parts.upstream, settings.ship, parts.metrics, self._planner.spare, self._turns
         )
@@ -162,7 +161,8 @@ class Pipeline:
         job = await self._job(call)
         explanation = self._explanation(job) if call.explained else None
         until = call.arrived + self._settings.proxy.request_seconds
-        plan = await self._planner.plan(job, flight, until)
+        decided = await self._planner.plan(job, flight, until)
+        plan, story.predicted = decided.plan, decided.predicted
         if isinstance(plan, Reject):
             story.reason = plan.reason
             raise faults.overloaded("No decode worker is ready.")
@@ -177,8 +177,10 @@ class Pipeline:
         if job.request.stream:
             story.first_token = flight.answered
         story.path, story.reason = sent.path, sent.reason
-        answer = await self._deliver(job.request, sent, flight, story)
+        answer = await self._deliver(job, sent, flight, story)
         if explanation is not None:
+            if story.predicted is not None:
+                explanation["predicted"] = story.predicted.told()
             told = msgspec.json.encode(explanation).decode()
             return replace(answer, headers={**answer.headers, PLAN_HEADER: told})
         return answer
@@ -209,9 +211,9 @@ class Pipeline:
             raise faults.unknown_model(name, ", ".join(served))
         return name
 
-    async def _deliver(
-        self, request: ClientRequest, sent: Sent, flight: Flight, story: Story
-    ) -> Answer:
+    async def _deliver(self, job: Job, sent: Sent, flight: Flight, story: Story) -> Answer:
+        request = job.request
+
         def moments() -> Moments:
             assert flight.answered is not None
             ended, answered = flight.prefill_ended, flight.answered
@@ -224,7 +226,14 @@ class Pipeline:
             story.account = usage.account(figures, cached)
             story.tiers = usage.tiers(sent.path, cached, end)
             story.stages = stages.stages(sent.path, moments(), _told(sent, end))
-            told = {"stages": story.stages, "cached": story.tiers}
+            told: dict[str, Any] = {"stages": story.stages, "cached": story.tiers}
+            if story.predicted is not None:
+                if request.stream:
+                    self._planner.learn(
+                        sent.decode, story.predicted, sent.path, story.stages, cached
+                    )
+                if job.call.explained:
+                    told["predicted"] = story.predicted.told()
             return {"usage": usage.amended(figures, cached), "kvferry": told}
 
         headers: dict[str, str] = {"x-kvferry-path": sent.path}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kvstore.clock import Clock
 from kvstore.index import Directory, Residency
 from kvstore.messages import ROLES, Announce
 from proxy import steering
@@ -14,10 +15,14 @@ from proxy.chains import Chains
 from proxy.flight import Flight
 from proxy.jobs import Job
 from proxy.loads import Loads
+from proxy.pace import Prediction
 from proxy.placement import Counts
 from proxy.prompts import Candidate, Expected, Layout, Prompt
 from proxy.steering import DecodeOnly, Disaggregated, Fleet, Reject, Staff
 from proxy.turns import Turns
+from proxy.usage import Path
+
+Plan = Disaggregated | DecodeOnly | Reject
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,24 @@ class Considered:
     expected: Expected | None = None
 
 
+@dataclass(frozen=True)
+class Decided:
+    """Who serves a request, and what it will find and take there; None where its tokens are not
+    known, or nobody serves it.
+    """
+
+    plan: Plan
+    predicted: Prediction | None = None
+
+
 class Planner:
     """Belongs to one event loop."""
 
-    def __init__(self, directory: Directory, loads: Loads, turns: Turns) -> None:
+    def __init__(self, directory: Directory, loads: Loads, turns: Turns, clock: Clock) -> None:
         self._directory = directory
         self._loads = loads
         self._turns = turns
+        self._clock = clock
         self._chains = Chains()
         self._staffs: dict[str, Staff] = {}
         self._membership = -1
@@ -89,14 +105,12 @@ class Planner:
         layout = considered.plan if isinstance(considered.plan, Layout) else Layout.of(decode[0])
         return self._turns.candidates(layout, asked)
 
-    async def plan(
-        self, job: Job, flight: Flight, until: float
-    ) -> Disaggregated | DecodeOnly | Reject:
+    async def plan(self, job: Job, flight: Flight, until: float) -> Decided:
         """Who serves ``job``; returns when it is its turn. Raises ApiError as ``Turns.take``."""
         considered = self.consider(job)
         layout, asked = considered.plan, considered.asked
         if not isinstance(layout, Layout):
-            return layout
+            return Decided(layout, self._predicted(job, layout, considered.fleet))
         assert asked is not None, "prefill was to have a prompt that is not known"
         flight.note_routed()
         given = await self._turns.take(layout, asked, until, considered.residency)
@@ -107,10 +121,27 @@ class Planner:
             held = considered.fleet.held
         else:
             held = self._held(self._directory.held(asked.names), now.staff)
-        plan = steering.pair(given, layout, replace(now, held=held))
+        fleet = replace(now, held=held)
+        plan = steering.pair(given, layout, fleet)
         if given is not None and not isinstance(plan, Disaggregated):
             self._turns.ended(given, computed=False)
-        return plan
+        return Decided(plan, self._predicted(job, plan, fleet))
+
+    def learn(
+        self, decode: Announce, made: Prediction, path: Path, stages: Mapping[str, float], had: int
+    ) -> None:
+        """How a stream went that ``decode`` answered; see :meth:`Pace.learn`."""
+        self._turns.pace(Layout.of(decode)).learn(made, path, stages, had)
+
+    def _predicted(self, job: Job, plan: Plan, fleet: Fleet) -> Prediction | None:
+        if isinstance(plan, Reject) or job.tokens is None:
+            return None
+        decode, waited = plan.decode, self._clock() - job.call.arrived
+        held, tokens = int(fleet.held[fleet.staff.position[decode.worker]]), len(job.tokens)
+        pace = self._turns.pace(Layout.of(decode))
+        if isinstance(plan, DecodeOnly):
+            return pace.alone(tokens, held, decode.block_size, waited)
+        return pace.paired(plan.given, tokens, held * decode.block_size, waited)
 
     def _held(self, residency: Residency, staff: Staff) -> Counts:
         """Blocks in the memory of each decode worker's engine."""

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from kvstore.curves import PrefillCurve
+from kvstore.handoff import whole_blocks
 from kvstore.messages import Announce
 from proxy.placement import Counts, Floats
 
@@ -33,12 +36,40 @@ class Prompt:
     names: Sequence[bytes]
 
 
+class Found(NamedTuple):
+    """What a prompt would find, by the worker's position: ``held`` tokens, as the engine counts
+    them, of which ``loads`` lie only in DRAM; to load those and compute the rest takes ``seconds``.
+    """
+
+    held: Counts
+    loads: Counts
+    seconds: Floats
+
+    def of(self, at: int) -> tuple[int, int, float]:
+        """At the worker in that position."""
+        return int(self.held[at]), int(self.loads[at]), float(self.seconds[at])
+
+
+def holdings(gpu: Counts, dram: Counts, tokens: int, block_size: int) -> tuple[Counts, Counts]:
+    """``held`` and ``loads`` of a prompt of which ``gpu`` and ``dram`` blocks lie in the tiers.
+
+    The last token is always computed, because its logits are wanted. An engine counts the whole
+    blocks before it in its memory; what it loads from DRAM may end within a block. Where it has
+    all whole blocks it loads nothing.
+    """
+    whole = whole_blocks(tokens, block_size) if tokens else 0
+    here = np.minimum(gpu * block_size, whole)
+    there = np.minimum(dram * block_size, max(0, tokens - 1))
+    held = np.where(here < whole, np.maximum(here, there), here)
+    return held, held - here
+
+
 @dataclass(eq=False)
 class Waiting:
     """A prompt in the queue. ``order``: who of its tenant has the least is looked at first.
 
-    ``least``: seconds that it seemed to take when it came. ``held``: tokens, and ``seconds`` to
-    compute the rest, by the worker's position in the fleet of that ``version``.
+    ``least``: seconds that it seemed to take when it came. ``found``: by the worker's position in
+    the fleet of that ``version``.
     """
 
     key: int
@@ -47,8 +78,7 @@ class Waiting:
     since: float
     order: float
     least: float
-    held: Counts
-    seconds: Floats
+    found: Found
     looked_up: float
     version: int
 
@@ -60,12 +90,13 @@ class Waiting:
 
 class Expected(NamedTuple):
     """What is to be expected of prefill: the prompt computed in ``seconds``, where ``held`` tokens
-    of it need no computing; and how fast workers compute.
+    of it need no computing, and its first token ``after`` more; and how fast workers compute.
     """
 
     seconds: float
     held: int
     curve: PrefillCurve
+    after: float = 0.0
 
 
 class Candidate(NamedTuple):

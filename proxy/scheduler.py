@@ -4,7 +4,8 @@ A worker is given its next prompt just before it has done with the one before; e
 here, where a better choice stays possible until the last moment. One scheduler serves the prefill
 workers of one model and layout.
 
-What a block in DRAM costs to load, and shipping and decode, it does not weigh yet.
+What a block in DRAM costs to load counts as computing, which it delays; shipping and decode cost
+the same wherever a prompt is computed.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvstore.curves import PrefillCurve, RecentCurve, Sample
+from kvstore.curves import Sample
 from kvstore.engagements import Engagements
 from kvstore.index import Directory, Residency
 from kvstore.messages import Announce
 from proxy.lines import Lines
-from proxy.placement import Counts, Floats, Terms, Workers, place
+from proxy.pace import STEP_TOKENS, Pace
+from proxy.placement import Floats, Terms, Workers, place
 from proxy.promised import Life, Promised
-from proxy.prompts import Candidate, Expected, Layout, Prompt, Waiting
+from proxy.prompts import Candidate, Expected, Found, Layout, Prompt, Waiting, holdings
 from proxy.workload import Given, Load, Roster, life
 
 _USUAL_SHARE = 0.01
@@ -90,13 +92,13 @@ class Scheduler:
         self,
         directory: Directory,
         layout: Layout,
-        curve: PrefillCurve,
+        pace: Pace,
         weights: Weights | None = None,
         engagements: Engagements | None = None,
     ) -> None:
         self._directory = directory
         self._layout = layout
-        self._speed = RecentCurve(curve)
+        self._pace = pace
         self._weights = weights or Weights()
         self._engagements = Engagements() if engagements is None else engagements
         self._lines: Lines[Waiting] = Lines()
@@ -139,9 +141,9 @@ class Scheduler:
         """
         self._update_fleet()
         chain = b"".join(prompt.names)
-        held, seconds = self._look_up(prompt, chain, residency)
-        nothing_held = self._speed.curve.seconds(float(prompt.tokens), 0.0)
-        least = min(nothing_held, float(seconds.min(initial=math.inf)))
+        found = self._look_up(prompt, chain, residency)
+        nothing_held = self._pace.prefill.curve.seconds(float(prompt.tokens), 0.0)
+        least = min(nothing_held, float(found.seconds.min(initial=math.inf)))
         self._entered += 1
         self._usual += max(_USUAL_SHARE, 1 / self._entered) * (least - self._usual)
         self._usual = max(self._usual, _LEAST_USUAL)
@@ -154,8 +156,7 @@ class Scheduler:
             since=since,
             order=since + self._weights.size * size,
             least=least,
-            held=held,
-            seconds=seconds,
+            found=found,
             looked_up=now,
             version=self._version,
         )
@@ -207,10 +208,12 @@ class Scheduler:
         wait = self._wait(prompt.tenant, work)
         if not math.isfinite(wait):
             return None
-        held, seconds = self._look_up(prompt, b"".join(prompt.names), residency)
-        ends = np.maximum(work, wait) + seconds
+        found = self._look_up(prompt, b"".join(prompt.names), residency)
+        ends = np.maximum(work, wait) + found.seconds
         at = int(np.argmin(ends))
-        return Expected(float(ends[at]), int(held[at]), self._speed.curve)
+        held, pace = int(found.held[at]), self._pace
+        after = pace.after(min(prompt.tokens - held, STEP_TOKENS))
+        return Expected(float(ends[at]), held, pace.prefill.curve, after)
 
     def failed(self, given: Given, now: float) -> None:
         """The worker did not compute what it should have: for a while it is given nothing, and for
@@ -226,10 +229,10 @@ class Scheduler:
         """How long ``worker`` took for a prompt."""
         at = self._fleet.position.get(life(worker))
         if at is not None:
-            usual = self._speed.curve.seconds(sample.new, sample.held)
+            usual = self._pace.prefill.curve.seconds(sample.new, sample.held)
             ratio = min(max(sample.seconds / usual, 1 / _MOST_UNLIKE), _MOST_UNLIKE)
             self._fleet.slowness[at] *= (ratio / self._fleet.slowness[at]) ** _NEWS
-        self._speed.add(sample)
+        self._pace.prefill.add(sample)
 
     def decide(self, now: float) -> list[tuple[Waiting, Given]]:
         """Who is given what now. To be asked when anything came, ended or was heard, and at
@@ -250,10 +253,13 @@ class Scheduler:
         for at, one in enumerate(first):
             old = at < weights.fresh and now - one.looked_up > weights.stale
             if old or one.version != self._version:
-                one.held, one.seconds = self._look_up(one.prompt, one.chain)
+                one.found = self._look_up(one.prompt, one.chain)
                 one.looked_up, one.version = now, self._version
-        placed = place((one.seconds for one in first), workers, terms)
-        return [(first[row], self._give(first[row], position, now)) for row, position in placed]
+        placed = place((one.found.seconds for one in first), workers, terms)
+        return [
+            (first[row], self._give(first[row], at, float(workers.work[at]), now))
+            for row, at in placed
+        ]
 
     def wakes(self, now: float) -> float | None:
         """When to decide again if nothing happens before; None: not then either."""
@@ -278,15 +284,15 @@ class Scheduler:
         self._update_fleet()
         if not self._fleet.workers:
             return []
-        held, seconds = self._look_up(prompt, b"".join(prompt.names))
+        found = self._look_up(prompt, b"".join(prompt.names))
         workers, terms = self._workers(now), self._terms(now)
-        costs = workers.work + workers.against + terms.price * seconds
-        found = map(
+        costs = workers.work + workers.against + terms.price * found.seconds
+        candidates = map(
             Candidate._make,
             zip(
                 self._fleet.workers,
-                held.tolist(),
-                seconds.tolist(),
+                found.held.tolist(),
+                found.seconds.tolist(),
                 workers.work.tolist(),
                 workers.given.tolist(),
                 workers.against.tolist(),
@@ -294,7 +300,7 @@ class Scheduler:
                 strict=True,
             ),
         )
-        return sorted(found, key=lambda one: one.costs)
+        return sorted(candidates, key=lambda one: one.costs)
 
     def _wait(self, tenant: str, work: Floats) -> float:
         working = work[np.isfinite(work)]
@@ -333,32 +339,33 @@ class Scheduler:
         """Seconds."""
         return self._weights.patience * self._usual
 
-    def _give(self, waiting: Waiting, at: int, now: float) -> Given:
-        worker, seconds = self._fleet.workers[at], float(waiting.seconds[at])
-        given = Given(waiting.key, worker, int(waiting.held[at]), seconds)
+    def _give(self, waiting: Waiting, at: int, work: float, now: float) -> Given:
+        worker, (held, loads, seconds) = self._fleet.workers[at], waiting.found.of(at)
+        loading = self._pace.loading(loads)
+        given = Given(waiting.key, worker, held, seconds, loads, loading, work)
         self._lines.given(waiting, len(self._fleet.workers), now)
         self._promised.add(given.key, life(worker), waiting.chain)
         self._loads.setdefault(life(worker), Load()).give(given, now)
         self._fleet.lately[at] += seconds
         return given
 
-    def _look_up(
-        self, prompt: Prompt, chain: bytes, residency: Residency | None = None
-    ) -> tuple[Counts, Floats]:
-        """Tokens held by each worker, or about to be, and the seconds that the others take."""
+    def _look_up(self, prompt: Prompt, chain: bytes, residency: Residency | None = None) -> Found:
+        """What each worker holds, or is about to."""
         if residency is None:
             residency = self._directory.held(prompt.names)
         tiers = residency.by_slot()[self._fleet.slots]
-        blocks = tiers.max(axis=1, initial=0)
+        gpu, dram = tiers[:, 0].copy(), tiers[:, 1]
         for one, length in self._promised.lengths(chain).items():
             at = self._fleet.position.get(one)
             if at is not None:
-                blocks[at] = max(blocks[at], length)
-        # The last token is always computed: its logits are wanted.
-        held = np.minimum(blocks * self._layout.block_size, max(0, prompt.tokens - 1))
+                gpu[at] = max(gpu[at], length)
+        held, loads = holdings(gpu, dram, prompt.tokens, self._layout.block_size)
         new = (prompt.tokens - held).astype(np.float64)
-        seconds = self._speed.curve.seconds(new, held.astype(np.float64))
-        return held, seconds * self._fleet.slowness
+        seconds = self._pace.prefill.curve.seconds(new, held.astype(np.float64))
+        seconds *= self._fleet.slowness
+        for at in np.flatnonzero(loads).tolist():
+            seconds[at] += self._pace.loading(int(loads[at]))
+        return Found(held, loads, seconds)
 
     def _price(self, now: float) -> float:
         """What a second of computing is worth in seconds of waiting."""

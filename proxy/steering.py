@@ -15,15 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.messages import Announce
+from proxy.pace import STEP_TOKENS
 from proxy.placement import Counts
 from proxy.prompts import Expected, Layout
 from proxy.workload import Given
 
 LOAD_SLACK = 8
 """A longer prefix is worth this many more requests in flight; beyond it load decides."""
-
-STEP_TOKENS = 512
-"""What decode computes of a prompt that prefill could compute, at most."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,8 @@ def plan(blocks: int, alone: str | None, fleet: Fleet) -> Layout | DecodeOnly | 
 def alone_sooner(
     tokens: int, layout: Layout, expected: Expected, fleet: Fleet
 ) -> DecodeOnly | None:
-    """Decode computes what it lacks of ``tokens`` where that is sooner done than by prefill.
+    """Decode computes what it lacks of a prompt of ``tokens`` where its first token is then sooner
+    there than by way of prefill.
 
     Only a worker that holds more of it than prefill, because it wrote that itself: the answers of
     a conversation. Meanwhile all that it decodes stands still, so its time counts once more for
@@ -119,7 +118,7 @@ def alone_sooner(
     if held <= expected.held or tokens - held > STEP_TOKENS:
         return None
     seconds = expected.curve.seconds(float(tokens - held), float(held))
-    if seconds * (2 + int(fleet.load[at])) > expected.seconds:
+    if seconds * (2 + int(fleet.load[at])) > expected.seconds + expected.after:
         return None
     return DecodeOnly(fleet.staff.decode[at], "decode-holds")
 

@@ -11,18 +11,17 @@ import math
 from dataclasses import dataclass, field
 
 from kvstore.clock import Clock
-from kvstore.curves import PrefillCurve, Sample
+from kvstore.curves import Sample
 from kvstore.index import Directory, Residency
-from kvstore.messages import Announce
+from kvstore.messages import ROLES, Announce
 from proxy import faults
 from proxy.loads import Peers
+from proxy.pace import Pace
 from proxy.prompts import Candidate, Expected, Layout, Prompt, Waiting
 from proxy.scheduler import Scheduler
 from proxy.workload import Given
 
 LOOK_SECONDS = 0.25
-UNMEASURED = PrefillCurve(0.01, 50e-6, 0.0)
-"""A worker's speed until it has shown it."""
 
 _Told = asyncio.Future[Given | None]
 
@@ -51,6 +50,15 @@ class Turns:
         self._tenant_waiting = tenant_waiting
         self._clock = clock
         self._queues: dict[Layout, _Queue] = {}
+        self._paces: dict[Layout, Pace] = {}
+
+    def pace(self, layout: Layout) -> Pace:
+        """How fast the workers of ``layout`` are."""
+        if layout not in self._paces:
+            known = {Layout.of(one) for role in ROLES for one in self._directory.workers(role)}
+            self._paces = {one: pace for one, pace in self._paces.items() if one in known}
+            self._paces[layout] = Pace()
+        return self._paces[layout]
 
     async def take(
         self,
@@ -153,7 +161,8 @@ class Turns:
             for other in [one for one, queue in self._queues.items() if queue.forgettable(now)]:
                 del self._queues[other]
             others = self._peers.engagements
-            scheduler = Scheduler(self._directory, layout, UNMEASURED, engagements=others)
+            pace = self.pace(layout)
+            scheduler = Scheduler(self._directory, layout, pace, engagements=others)
             self._queues[layout] = _Queue(scheduler)
         return self._queues[layout]
 

@@ -15,13 +15,17 @@ from proxy.promised import Life
 @dataclass(frozen=True)
 class Given:
     """A prompt that ``worker`` was given, thought to hold ``held`` tokens of it; the rest takes
-    ``seconds``.
+    ``seconds``, after ``work`` seconds for others. ``loads`` of the held ones lie only in DRAM;
+    ``loading`` them is a part of the seconds.
     """
 
     key: int
     worker: Announce
     held: int
     seconds: float
+    loads: int = 0
+    loading: float = 0.0
+    work: float = 0.0
 
 
 @dataclass

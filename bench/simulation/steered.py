@@ -19,6 +19,7 @@ from kvstore.index import Directory
 from kvstore.messages import PROTOCOL_VERSION, Announce, Engaged, Subscribe
 from kvstore.relay_core import RelayCore, Told
 from proxy import prompts
+from proxy.pace import Pace
 from proxy.prompts import Layout
 from proxy.scheduler import Scheduler, Weights
 from proxy.workload import Given
@@ -44,8 +45,8 @@ class _Proxy:
         self.directory = Directory(_LEASE_SECONDS, max_blocks=blocks * 2)
         self.engagements = Engagements()
         layout = Layout.of(_announced(0))
-        curve = world.settings.curve
-        self.scheduler = Scheduler(self.directory, layout, curve, weights, self.engagements)
+        pace = Pace(world.settings.curve)
+        self.scheduler = Scheduler(self.directory, layout, pace, weights, self.engagements)
         self.given: dict[int, Given] = {}
         self.prompts: dict[int, Prompt] = {}
         self.wakes = -1.0

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from kvstore.curves import PrefillCurve
 from kvstore.messages import Announce, Role
+from proxy.pace import STEP_TOKENS
 from proxy.prompts import Expected, Layout
 from proxy.steering import (
     LOAD_SLACK,
-    STEP_TOKENS,
     DecodeOnly,
     Disaggregated,
     Fleet,

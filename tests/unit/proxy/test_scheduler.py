@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvstore.curves import PrefillCurve, Sample
 from kvstore.index import Directory
 from kvstore.messages import Snapshot
+from proxy.pace import Pace
 from proxy.prompts import Layout, Prompt, Waiting
 from proxy.scheduler import Scheduler, Weights
 from proxy.workload import Given
@@ -45,7 +46,7 @@ class Fleet:
 
     def __init__(self, *workers: str) -> None:
         self.directory = Directory(lease_seconds=1e9)
-        self.scheduler = Scheduler(self.directory, LAYOUT, CURVE, WEIGHTS)
+        self.scheduler = Scheduler(self.directory, LAYOUT, Pace(CURVE), WEIGHTS)
         self.changes = itertools.count()
         for worker in workers:
             self.holds(worker, [])

@@ -12,8 +12,9 @@ from kvstore.curves import Sample
 from kvstore.errors import ApiError
 from kvstore.index import Directory
 from kvstore.messages import Engaged
+from proxy.pace import UNMEASURED
 from proxy.prompts import Layout, Prompt
-from proxy.turns import LOOK_SECONDS, UNMEASURED, Turns
+from proxy.turns import LOOK_SECONDS, Turns
 from proxy.workload import Given
 from tests.support.announcing import announce
 from tests.support.proxy_fakes import NoPeers
