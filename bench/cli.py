@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "router": "what the proxy costs a request, beside another router",
     "restart": "how soon a proxy that was killed steers as well as before",
     "simulate": "where requests of a trace go, and how long they wait, in a fleet you do not have",
+    "predict": "does a request find and take what the proxy said it would?",
     "calibrate": "how long a server's prefills take, for simulate",
     "publish": "write README's figures of steering from results",
     "headline": "the project's own reference table, measured on this machine",

@@ -13,6 +13,7 @@ import secrets
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +32,41 @@ _STOP_SECONDS = 40.0
 _HEARD_SECONDS = 1.2
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a benchmark of kvferry alone may have otherwise: its ``tenants``, further ``settings``
+    (TOML sections), and ``max_model_len``, 0 for the model's own.
+    """
+
+    tenants: tuple[str, ...] = ("bench",)
+    settings: str = ""
+    max_model_len: int = 0
+
+
 class Kvferry:
     """One prefill and one decode worker, the DRAM tier and the proxy, under ``kvferry up``."""
 
     name = "kvferry"
 
-    def __init__(self, setting: Setting, client: Client) -> None:
+    def __init__(self, setting: Setting, client: Client, shape: Shape | None = None) -> None:
         self._setting = setting
         self._client = client
-        key = secrets.token_urlsafe(24)
+        self._shape = shape or Shape()
+        keys = {tenant: secrets.token_urlsafe(24) for tenant in self._shape.tenants}
         folder = Path(tempfile.mkdtemp(prefix="kvferry-", dir=setting.scratch))
         self._run_dir, self._state_dir = folder / "run", folder / "state"
         for private in (self._run_dir, self._state_dir):
             private.mkdir(mode=0o700)
         self._file = folder / "cluster.toml"
-        self._file.write_text(self._toml(key), encoding="utf-8")
+        self._file.write_text(self._toml(keys), encoding="utf-8")
         self._config: ClusterConfig = parse(self._file.read_text(encoding="utf-8"))
         self._child: Child | None = None
-        self._proxy = Endpoint(
-            f"http://127.0.0.1:{self._config.proxy.port}",
-            {"authorization": f"Bearer {key}"},
-        )
+        base = f"http://127.0.0.1:{self._config.proxy.port}"
+        self._tenants = {
+            tenant: Endpoint(base, {"authorization": f"Bearer {key}"})
+            for tenant, key in keys.items()
+        }
+        self._proxy = self._tenants[self._shape.tenants[0]]
         self._workers: Mapping[str, Endpoint] = {}
 
     async def start(self) -> None:
@@ -69,8 +84,7 @@ class Kvferry:
         except StartFailed:
             await self.stop()
             raise
-        token = {"x-kvferry-token": load_or_create(self._state_dir).http_token()}
-        self._workers = {role: self._worker(role, token) for role in ROLES}
+        self._workers = {role: self._worker(role, self._token()) for role in ROLES}
 
     async def stop(self) -> None:
         """See System."""
@@ -108,6 +122,11 @@ class Kvferry:
             raise StartFailed("kvferry is not running")
         return [self._child]
 
+    def explained(self, tenant: str) -> Endpoint:
+        """Where ``tenant`` asks, as an operator who is told why it is served as it is."""
+        asks = self._tenants[tenant]
+        return Endpoint(asks.base, {**asks.headers, **self._token()})
+
     async def kill_prefill(self) -> list[str]:
         """SIGKILL the prefill engine's whole process group, as its worker has written it down."""
         record = self._run_dir / f"{worker_name('prefill', 0)}.group"
@@ -133,14 +152,21 @@ class Kvferry:
             return False
         return bool(counts.get("prefill")) and bool(counts.get("decode"))
 
+    def _token(self) -> dict[str, str]:
+        return {"x-kvferry-token": load_or_create(self._state_dir).http_token()}
+
     def _worker(self, role: Role, token: Mapping[str, str]) -> Endpoint:
         http = addresses(self._config, self._run_dir, role, 0).http
         return Endpoint("http://worker", token, Path(http.removeprefix("unix:")))
 
-    def _toml(self, key: str) -> str:
+    def _toml(self, keys: Mapping[str, str]) -> str:
         """Defaults, but for what all systems share and what this run has to know."""
         setting = self._setting
-        digest = hashlib.sha256(key.encode()).hexdigest()
+        tenants = "".join(
+            f'[[tenants]]\nname = "{tenant}"\n'
+            f'keys_sha256 = ["{hashlib.sha256(key.encode()).hexdigest()}"]\n'
+            for tenant, key in keys.items()
+        )
         return f"""\
 run_dir = "{self._run_dir}"
 state_dir = "{self._state_dir}"
@@ -152,14 +178,12 @@ dtype = "{setting.dtype}"
 compile = "{"on" if setting.compiled else "off"}"
 block_size = {setting.block_size}
 chunk_tokens = {setting.chunk_tokens}
+max_model_len = {self._shape.max_model_len}
 
 [proxy]
 port = {setting.first_port + 90}
-
-[[tenants]]
-name = "bench"
-keys_sha256 = ["{digest}"]
-"""
+{self._shape.settings}
+{tenants}"""
 
 
 def locks(status: object) -> int:

@@ -1,0 +1,1 @@
+"""What the proxy says a request will find and take, beside what it then found and took."""

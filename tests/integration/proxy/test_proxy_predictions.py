@@ -1,0 +1,131 @@
+"""Operators are told what a request was to find and take; metrics compare; nobody else is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.proxy_fakes import (
+    PROMPT_TOKENS,
+    TOKEN,
+    Stage,
+    Worker,
+    chat,
+    events,
+    outcome,
+    run,
+    stage,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+OPERATOR = {"x-kvferry-token": TOKEN}
+ASKED = {"stream": True, "stream_options": {"include_usage": True}}
+PREFILL_SECONDS = 0.2
+
+
+def tell(s: Stage, held: int) -> None:
+    """Both workers tell of their part, as real ones do that held so much."""
+    s.p.cached = held
+    s.p.report = {"prefill_ms": 1000 * PREFILL_SECONDS, "gpu_tokens": held, "dram_tokens": 0}
+    s.d.outcome = {**outcome(), "wait_ms": 1.0}
+    s.d.times = {"arrived_ms": 2.0, "begun_ms": 1.0}
+
+
+async def streamed(s: Stage, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plan in the header, and what the stream's end tells."""
+    async with s.post(chat(**ASKED), **options) as reply:
+        told = events(await reply.read())[-2]["kvferry"]
+        return json.loads(reply.headers.get("x-kvferry-plan", "{}")), told
+
+
+async def slowly(worker: Worker) -> None:
+    """Answers as late as what it tells says."""
+    worker.arrived.clear()
+    worker.hold = asyncio.Event()
+    await worker.arrived.wait()
+    await asyncio.sleep(PREFILL_SECONDS)
+    worker.hold.set()
+
+
+def test_what_prefill_holds_is_foretold_to_operators(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            s.directory.holds(s.p, 4)
+            tell(s, held=64)
+            plan, told = await streamed(s, headers=OPERATOR)
+            assert told["predicted"] == plan["predicted"]
+            assert told["predicted"]["cached"] == 64 == sum(told["cached"].values())
+            assert set(told["predicted"]) == {"cached", "ttft", "queue", "prefill", "after"}
+            await s.counted(
+                'kvferry_predicted_cached_total{outcome="equal",path="disaggregated"} 1.0'
+            )
+            await s.counted('kvferry_predicted_first_token_ratio_count{path="disaggregated"} 1.0')
+            async with s.post(chat(), headers=OPERATOR) as reply:
+                await reply.read()
+            whole = json.loads(reply.headers["x-kvferry-plan"])
+            assert whole["predicted"]["cached"] == 96  # the first one computed the rest
+
+    run(scenario)
+
+
+def test_nobody_else_is_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            tell(s, held=0)
+            plan, told = await streamed(s)
+            assert not plan
+            assert set(told) == {"stages", "cached"}
+
+    run(scenario)
+
+
+def test_what_was_not_held_after_all_is_counted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            s.directory.holds(s.p, 4)
+            tell(s, held=16)
+            await streamed(s)
+            await s.counted(
+                'kvferry_predicted_cached_total{outcome="different",path="disaggregated"} 1.0'
+            )
+
+    run(scenario)
+
+
+def test_decode_alone_is_foretold_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path, prefill=0) as s:
+            s.directory.holds(s.d, 2)
+            s.d.outcome, s.d.cached = None, 32
+            s.d.times = {"arrived_ms": 1.0, "begun_ms": 0.5}
+            plan, told = await streamed(s, headers=OPERATOR)
+            assert plan["predicted"]["cached"] == 32
+            assert told["predicted"]["after"] == 0
+
+    run(scenario)
+
+
+def test_slow_workers_are_expected_to_be_slow(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            tell(s, held=0)
+            predicted, actual = [], []
+            for at in range(6):
+                s.d.tokens = [at] * PROMPT_TOKENS  # what one computed is held for the next
+                slow = asyncio.create_task(slowly(s.p))
+                s.d.hold = asyncio.Event()
+                slow.add_done_callback(lambda _: s.d.hold.set() if s.d.hold else None)
+                _, told = await streamed(s, headers=OPERATOR)
+                predicted.append(told["predicted"])
+                actual.append(sum(told["stages"].values()))
+                await slow
+            assert predicted[0]["ttft"] < 100 < actual[0]
+            assert predicted[-1]["prefill"] == pytest.approx(1000 * PREFILL_SECONDS, rel=0.3)
+            assert predicted[-1]["ttft"] == pytest.approx(actual[-1], rel=0.5)
+
+    run(scenario)
