@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvstore.curves import PrefillCurve, RecentCurve, Sample
+from kvstore.curves import Amount, PrefillCurve, RecentCurve, Sample
 from kvstore.handoff import decode_computes_rest, whole_blocks
 from proxy.usage import Path
 from proxy.workload import Given
@@ -82,10 +82,10 @@ class Pace:
         self._after = RecentCurve(_UNMEASURED_MOVE)
         self._alone = RecentCurve(curve)
 
-    def loading(self, tokens: int) -> float:
-        """Seconds that so many take from DRAM into an engine's memory."""
+    def loading(self, tokens: Amount) -> Amount:
+        """Seconds that ``tokens`` take from DRAM into an engine's memory."""
         curve = self._before.curve
-        return curve.seconds(float(tokens), 0.0) - curve.start
+        return curve.seconds(tokens, tokens * 0.0) - curve.start
 
     def after(self, late: int) -> float:
         """Seconds from prefill's end to the first token, ``late`` tokens being shipped then."""
@@ -96,7 +96,7 @@ class Pace:
         only_ships = not given.loads and decode_computes_rest(
             given.held, tokens, given.worker.block_size
         )
-        loading = self.loading(given.loads)
+        loading = self.loading(float(given.loads))
         shipped = tokens - decode_held
         late = shipped if only_ships else min(shipped, tokens - given.held, STEP_TOKENS)
         return Prediction(

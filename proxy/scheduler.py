@@ -141,7 +141,7 @@ class Scheduler:
         """
         self._update_fleet()
         chain = b"".join(prompt.names)
-        found = self._look_up(prompt, chain, residency)
+        found = self._look_up(prompt, chain, now, residency)
         nothing_held = self._pace.prefill.curve.seconds(float(prompt.tokens), 0.0)
         least = min(nothing_held, float(found.seconds.min(initial=math.inf)))
         self._entered += 1
@@ -208,7 +208,7 @@ class Scheduler:
         wait = self._wait(prompt.tenant, work)
         if not math.isfinite(wait):
             return None
-        found = self._look_up(prompt, b"".join(prompt.names), residency)
+        found = self._look_up(prompt, b"".join(prompt.names), now, residency)
         ends = np.maximum(work, wait) + found.seconds
         at = int(np.argmin(ends))
         held, pace = int(found.held[at]), self._pace
@@ -239,8 +239,7 @@ class Scheduler:
         :meth:`wakes`.
         """
         self._update_fleet()
-        while self._over and self._over[0][0] <= now:
-            self._promised.remove(self._over.popleft()[1])
+        self._heard(now)
         fleet, weights = self._fleet, self._weights
         if not self._lines or not fleet.workers:
             return []
@@ -253,7 +252,7 @@ class Scheduler:
         for at, one in enumerate(first):
             old = at < weights.fresh and now - one.looked_up > weights.stale
             if old or one.version != self._version:
-                one.found = self._look_up(one.prompt, one.chain)
+                one.found = self._look_up(one.prompt, one.chain, now)
                 one.looked_up, one.version = now, self._version
         placed = place((one.found.seconds for one in first), workers, terms)
         return [
@@ -284,22 +283,12 @@ class Scheduler:
         self._update_fleet()
         if not self._fleet.workers:
             return []
-        found = self._look_up(prompt, b"".join(prompt.names))
+        found = self._look_up(prompt, b"".join(prompt.names), now)
         workers, terms = self._workers(now), self._terms(now)
         costs = workers.work + workers.against + terms.price * found.seconds
-        candidates = map(
-            Candidate._make,
-            zip(
-                self._fleet.workers,
-                found.held.tolist(),
-                found.seconds.tolist(),
-                workers.work.tolist(),
-                workers.given.tolist(),
-                workers.against.tolist(),
-                costs.tolist(),
-                strict=True,
-            ),
-        )
+        figures = found.held, found.seconds, workers.work, workers.given, workers.against, costs
+        columns = [column.tolist() for column in figures]
+        candidates = map(Candidate._make, zip(self._fleet.workers, *columns, strict=True))
         return sorted(candidates, key=lambda one: one.costs)
 
     def _wait(self, tenant: str, work: Floats) -> float:
@@ -340,8 +329,10 @@ class Scheduler:
         return self._weights.patience * self._usual
 
     def _give(self, waiting: Waiting, at: int, work: float, now: float) -> Given:
+        if waiting.looked_up < now:  # the legs are told what it finds, and so are operators
+            waiting.found = self._look_up(waiting.prompt, waiting.chain, now)
         worker, (held, loads, seconds) = self._fleet.workers[at], waiting.found.of(at)
-        loading = self._pace.loading(loads)
+        loading = self._pace.loading(float(loads))
         given = Given(waiting.key, worker, held, seconds, loads, loading, work)
         self._lines.given(waiting, len(self._fleet.workers), now)
         self._promised.add(given.key, life(worker), waiting.chain)
@@ -349,8 +340,11 @@ class Scheduler:
         self._fleet.lately[at] += seconds
         return given
 
-    def _look_up(self, prompt: Prompt, chain: bytes, residency: Residency | None = None) -> Found:
+    def _look_up(
+        self, prompt: Prompt, chain: bytes, now: float, residency: Residency | None = None
+    ) -> Found:
         """What each worker holds, or is about to."""
+        self._heard(now)
         if residency is None:
             residency = self._directory.held(prompt.names)
         tiers = residency.by_slot()[self._fleet.slots]
@@ -360,12 +354,15 @@ class Scheduler:
             if at is not None:
                 gpu[at] = max(gpu[at], length)
         held, loads = holdings(gpu, dram, prompt.tokens, self._layout.block_size)
-        new = (prompt.tokens - held).astype(np.float64)
-        seconds = self._pace.prefill.curve.seconds(new, held.astype(np.float64))
-        seconds *= self._fleet.slowness
-        for at in np.flatnonzero(loads).tolist():
-            seconds[at] += self._pace.loading(int(loads[at]))
-        return Found(held, loads, seconds)
+        floats = held.astype(np.float64)
+        computing = self._pace.prefill.curve.seconds(prompt.tokens - floats, floats)
+        loading = self._pace.loading(loads.astype(np.float64))
+        return Found(held, loads, computing * self._fleet.slowness + loading)
+
+    def _heard(self, now: float) -> None:
+        """The feed has told of what was computed long enough ago."""
+        while self._over and self._over[0][0] <= now:
+            self._promised.remove(self._over.popleft()[1])
 
     def _price(self, now: float) -> float:
         """What a second of computing is worth in seconds of waiting."""

@@ -26,21 +26,9 @@ from bench.result import CommandResult
 EXAMPLE = "kvferry bench predict --requests 500 --rate 0.8 --json predict.json"
 REQUEST_SECONDS = 600.0
 
-_SHAPE = Shape(
-    tenants=("red", "green", "blue", "grey"),
-    settings="""
-[prefill]
-kv_gib = 0.25
-[decode]
-kv_gib = 0.4
-[dram]
-gib = 0.5
-port = 0
-http_port = 0
-""",
-    max_model_len=4096,
-)
-"""So little memory that caches lose what they held, as they do where there are many users."""
+TENANTS = ("red", "green", "blue", "grey")
+MOST_TOKENS = 4096
+"""Of a request."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +42,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="requests per second; the workers should be able to do more (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of requests and times (%(default)s)")
+    parser.add_argument(
+        "--kv-gib",
+        type=float,
+        default=0.5,
+        metavar="N",
+        help="of each engine: little, so that caches lose what they held, as with many users "
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--dram-gib", type=float, default=1.0, metavar="N", help="likewise (%(default)s)"
+    )
     parser.add_argument(
         "--model",
         type=Path,
@@ -69,8 +68,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0: every bound kept; 1: one was not, or could not be judged."""
-    if options.requests < 1 or not options.rate > 0:
-        raise BadLoad("--requests is 1 at least, and --rate above 0")
+    if options.requests < 1 or not min(options.rate, options.kv_gib, options.dram_gib) > 0:
+        raise BadLoad("--requests is 1 at least, --rate, --kv-gib and --dram-gib are above 0")
     folder = options.out or outcome.folder_for("predict")
     outcome.require_folder(folder)
     if options.json is not None:
@@ -91,6 +90,8 @@ def run(options: argparse.Namespace) -> int:
             "requests": options.requests,
             "rate": options.rate,
             "seed": options.seed,
+            "kv_gib": options.kv_gib,
+            "dram_gib": options.dram_gib,
             "model": options.model.name,
         },
         environment=described,
@@ -98,6 +99,18 @@ def run(options: argparse.Namespace) -> int:
     subtitle = f"{len(found)} requests, {options.rate:g} per second, {environment.cpu_model()}"
     document = report.document(found, subtitle, judged)
     return outcome.deliver_document(result, document, folder, options.json)
+
+
+def _shape(options: argparse.Namespace) -> Shape:
+    sections = {
+        "prefill": {"kv_gib": options.kv_gib},
+        "decode": {"kv_gib": options.kv_gib},
+        "dram": {"gib": options.dram_gib, "port": 0, "http_port": 0},
+    }
+    lines = []
+    for name, fields in sections.items():
+        lines += [f"[{name}]", *(f"{field} = {value}" for field, value in fields.items())]
+    return Shape(TENANTS, "\n".join(lines), MOST_TOKENS)
 
 
 async def _measured(options: argparse.Namespace, scratch: Path) -> tuple[Sequence[Asked], float]:
@@ -115,12 +128,12 @@ async def _measured(options: argparse.Namespace, scratch: Path) -> tuple[Sequenc
         first_port=options.first_port,
     )
     async with Client(REQUEST_SECONDS) as client:
-        cluster = Kvferry(setting, client, _SHAPE)
+        cluster = Kvferry(setting, client, _shape(options))
         outcome.say("starting a cluster")
         await cluster.start()
         try:
             watch = CpuWatch(cluster.children())
-            endpoints = [cluster.explained(tenant) for tenant in _SHAPE.tenants]
+            endpoints = [cluster.explained(tenant) for tenant in TENANTS]
             wanted = mixed(options.requests, len(endpoints), options.rate, options.seed)
             found = await Asking(client, endpoints, str(options.seed)).run(wanted, outcome.say)
             return found, watch.others()

@@ -93,8 +93,8 @@ def test_loading_costs_by_the_token() -> None:
     for loads, queue in ((0, 20.0), (512, 71.2), (1024, 122.4)):
         made = pace.paired(given(loads, 0.1, loads=loads), 1100, 0, waited=0.0)
         went(pace, made, {**WENT, "route": 0.0, "queue": queue})
-    assert pace.loading(512) == pytest.approx(0.0512, rel=0.1)
-    assert pace.loading(0) == 0.0
+    assert pace.loading(512.0) == pytest.approx(0.0512, rel=0.1)
+    assert pace.loading(0.0) == 0.0
     loaded = pace.paired(given(512, 0.15, loads=512, loading=0.0512), 600, 0, waited=0.0)
     assert loaded.before == pytest.approx(0.0712, rel=0.1)
     assert loaded.prefill == pytest.approx(0.15 - 0.0512)
@@ -140,9 +140,9 @@ def test_another_path_or_silent_workers_teach_nothing() -> None:
 def test_a_load_that_did_not_happen_says_nothing_of_loads() -> None:
     pace = Pace(CURVE)
     made = pace.paired(given(512, 0.1, loads=512), 600, 0, waited=0.0)
-    usual = pace.loading(512)
+    usual = pace.loading(512.0)
     went(pace, made, cached=0)
-    assert pace.loading(512) == usual
+    assert pace.loading(512.0) == usual
     assert pace.after(made.late) == pytest.approx(0.080, rel=0.05)
 
 

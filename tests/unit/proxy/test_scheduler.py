@@ -109,7 +109,6 @@ def test_what_was_computed_is_held_until_the_feed_had_time_to_say_so(
     ((_, given),) = fleet.scheduler.decide(0.0)
     fleet.scheduler.ended(given, 0.2, computed=True)
     now = 0.2 + after * WEIGHTS.lingers
-    fleet.scheduler.decide(now)
     fleet.enter([1, 2, 3], now)
     assert fleet.decide(now) == [("w0", held)]
 
