@@ -317,6 +317,32 @@ def test_what_is_explained_is_what_happens(cluster: LiveCluster, prompt: Prompts
     assert cluster.explain("blue", tokens)["expected"]["held"] == 0
 
 
+def test_what_is_foretold_comes(cluster: LiveCluster, prompt: Prompts) -> None:
+    """In either tier of prefill, on decode, at the borders of blocks and of chunks of DRAM."""
+    tokens, errors = prompt(900), []
+
+    def asked(length: int, path: str, cached: int) -> None:
+        reply = cluster.foretold("green", tokens[:length])
+        foretold = reply.breakdown["predicted"]
+        assert (reply.path, reply.cached, foretold["cached"]) == (path, cached, cached), length
+        errors.append(abs(foretold["ttft"] / sum(reply.breakdown["stages"].values()) - 1))
+
+    asked(512, "disaggregated", 0)
+    asked(700, "disaggregated", 512)
+    cluster.await_known("decode-0", "green", tokens[:700], Held(gpu=21, dram=0))
+    time.sleep(0.5)
+    asked(700, "decode-only", 672)
+    asked(672, "decode-only", 640)
+    cluster.forget("decode-0")
+    asked(512, "disaggregated", 480)
+    for worker in ("prefill-0", "decode-0"):
+        cluster.forget(worker)
+    cluster.await_known("prefill-0", "green", tokens[:700], Held(gpu=0, dram=16))
+    asked(512, "disaggregated", 511)  # two whole chunks, all but the last token
+    asked(900, "disaggregated", 512)
+    assert min(errors) < 0.25
+
+
 def test_no_block_is_left_behind(cluster: LiveCluster, prompt: Prompts) -> None:
     with cluster.opened("red", {"prompt": prompt(400), "max_tokens": 4, "stream": True}) as client:
         read(client.getresponse())

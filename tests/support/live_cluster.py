@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,10 +173,20 @@ class LiveCluster:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         return self.complete(tenant, prompt, **options, **fields)
 
-    def post(self, path: str, body: object, key: str) -> Reply:
+    def foretold(self, tenant: str, prompt: list[int]) -> Reply:
+        """As ``stream``, asked by an operator: its breakdown has what was predicted."""
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        body = {"model": self._model, "prompt": prompt, "max_tokens": 4, **options}
+        token = load_or_create(Path(self.config.state_dir)).http_token()
+        return self.post("/v1/completions", body, KEYS[tenant], {"x-kvferry-token": token})
+
+    def post(
+        self, path: str, body: object, key: str, more: Mapping[str, str] | None = None
+    ) -> Reply:
+        """``more`` headers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
-            connection.request("POST", path, json.dumps(body), _headers(key))
+            connection.request("POST", path, json.dumps(body), {**_headers(key), **(more or {})})
             return read(connection.getresponse())
         finally:
             connection.close()

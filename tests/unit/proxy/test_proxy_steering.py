@@ -132,6 +132,11 @@ def test_but_not_at_the_cost_of_many_that_it_decodes() -> None:
     assert sooner(load=LOAD_SLACK, seconds=0.3) is None
 
 
+def test_what_comes_after_prefill_speaks_for_decode() -> None:
+    assert sooner(seconds=0.05) is None
+    assert sooner(seconds=0.05, after=0.1) is not None
+
+
 def test_nor_where_prefill_holds_as_much() -> None:
     assert sooner(held=960) is None
 

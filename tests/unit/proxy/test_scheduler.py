@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvstore.curves import PrefillCurve, Sample
 from kvstore.index import Directory
-from kvstore.messages import Snapshot
-from proxy.pace import Pace
+from kvstore.messages import Snapshot, Tier
+from proxy.pace import Pace, Prediction
 from proxy.prompts import Layout, Prompt, Waiting
 from proxy.scheduler import Scheduler, Weights
 from proxy.workload import Given
@@ -46,15 +46,18 @@ class Fleet:
 
     def __init__(self, *workers: str) -> None:
         self.directory = Directory(lease_seconds=1e9)
-        self.scheduler = Scheduler(self.directory, LAYOUT, Pace(CURVE), WEIGHTS)
+        self.pace = Pace(CURVE)
+        self.scheduler = Scheduler(self.directory, LAYOUT, self.pace, WEIGHTS)
         self.changes = itertools.count()
         for worker in workers:
             self.holds(worker, [])
 
-    def holds(self, worker: str, held: Sequence[bytes], generation: str = "g0") -> None:
+    def holds(
+        self, worker: str, held: Sequence[bytes], generation: str = "g0", tier: Tier = "gpu"
+    ) -> None:
         seq = next(self.changes)
         self.told(worker, generation=generation, seq=seq)
-        self.directory.apply(Snapshot(worker, generation, seq, 0, 1, "gpu", b"".join(held)), 0.0)
+        self.directory.apply(Snapshot(worker, generation, seq, 0, 1, tier, b"".join(held)), 0.0)
 
     def told(self, worker: str, **fields: object) -> None:
         message = msgspec.structs.replace(announce(worker), block_size=BLOCK, **fields)
@@ -80,6 +83,43 @@ def test_the_last_token_is_computed_even_where_all_is_held() -> None:
     fleet.holds("w0", names([1, 2]))
     fleet.scheduler.enter(prompt([1, 2], tail=0), 0.0)
     assert fleet.decide() == [("w0", 100)]  # a whole block with it, as engines have it
+
+
+def test_what_has_to_be_loaded_is_worth_less_than_what_lies_in_the_engine() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.holds("w0", names([1, 2, 3]), tier="dram")
+    fleet.enter([1, 2, 3, 4])
+    ((_, given),) = fleet.scheduler.decide(0.0)
+    assert (given.worker.worker, given.held, given.loads) == ("w0", 300, 300)
+    assert given.seconds == pytest.approx(0.11 + given.loading)
+    assert given.loading > 0
+    fleet.scheduler.ended(given, 0.0, computed=False)
+    fleet.holds("w1", names([1, 2, 3]))
+    fleet.enter([1, 2, 3, 4], 1.0)
+    assert [(one.worker.worker, one.loads) for _, one in fleet.scheduler.decide(1.0)] == [("w1", 0)]
+
+
+def test_where_loading_takes_longer_than_computing_it_is_computed_elsewhere() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.holds("w0", names([1, 2, 3]), tier="dram")
+    slow = Prediction("disaggregated", 410, 300, 0.0, 0.0, 0.1, 0.0, loads=300)
+    none = Prediction("disaggregated", 410, 0, 0.0, 0.0, 0.1, 0.0)
+    for _ in range(20):
+        fleet.pace.learn(slow, slow.path, {"queue": 3000.0, "prefill": 100.0}, 300)
+        fleet.pace.learn(none, none.path, {"queue": 10.0, "prefill": 100.0}, 0)
+    fleet.enter([1, 2, 3, 4])
+    assert fleet.decide() == [("w1", 0)]
+
+
+def test_what_waited_is_looked_up_as_it_is_given() -> None:
+    fleet = Fleet("w0")
+    fleet.enter([1])
+    ((_, first),) = fleet.scheduler.decide(0.0)
+    fleet.holds("w0", names([5, 6, 7]))
+    fleet.enter([5, 6, 7], 0.1)
+    fleet.scheduler.ended(first, 0.11, computed=True)
+    fleet.holds("w0", names([5]))
+    assert fleet.decide(0.11) == [("w0", 100)]
 
 
 def test_what_is_being_computed_counts_as_held_there() -> None:
