@@ -67,6 +67,7 @@ def text(told: Mapping[str, Any]) -> str:
         lines.append(f"prefill by {first}, shipped to decode")
         if expected:
             lines[-1] += f"; computed in {expected['seconds']:.3f} s, the wait included"
+            lines[-1] += f", first token {expected['after']:.3f} s later"
     else:
         lines.append(" ".join([told["plan"], told.get("worker", ""), f"({told['reason']})"]))
     lines += ["", *_table(told["prefill"], _PREFILL), "", *_table(told["decode"], _DECODE)]

@@ -97,6 +97,11 @@ class RecentCurve:
         self._samples: deque[Sample] = deque(maxlen=RECENT_SAMPLES)
         self._added = 0
 
+    @property
+    def measured(self) -> bool:
+        """Not only guessed."""
+        return self._added > 0
+
     def add(self, sample: Sample) -> None:
         """One more, of at least one new token and some time."""
         self._samples.append(sample)

@@ -25,7 +25,8 @@ def explanation(
     """JSON. Tokens, and seconds.
 
     ``plan`` is "prefill" (``candidates`` of which the first is meant), "decode-only" or "reject",
-    with the reason for the latter two. ``expected``: of prefill, with the wait.
+    with the reason for the latter two. ``expected``: of prefill, with the wait; ``after`` is from
+    its end to the first token.
     """
     told: dict[str, Any] = {
         "model": job.model,
@@ -35,7 +36,11 @@ def explanation(
     }
     expected = considered.expected
     if expected is not None:
-        told["expected"] = {"seconds": _rounded(expected.seconds), "held": expected.held}
+        told["expected"] = {
+            "seconds": _rounded(expected.seconds),
+            "held": expected.held,
+            "after": _rounded(expected.after),
+        }
     held: Mapping[str, Held] = considered.residency if considered.residency is not None else {}
     size = considered.fleet.staff.decode[0].block_size if considered.fleet.staff.decode else 0
     told["prefill"] = [

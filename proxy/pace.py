@@ -9,7 +9,8 @@ Told for a request whose plan is made, each part from a curve of what was measur
     after    from there to the first token: shipping that computing did not hide, the handover,
              decode's first step                          over tokens shipped late
 
-A request that decode computes by itself takes one more curve, the way there included. Pure.
+A request that decode computes by itself has a curve of its own, the way there included. What decode
+does takes longer where it does something else as well, so that has its own curves. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvstore.curves import Amount, PrefillCurve, RecentCurve, Sample
-from kvstore.handoff import decode_computes_rest, whole_blocks
+from kvstore.handoff import decode_computes_rest
 from proxy.usage import Path
 from proxy.workload import Given
 
@@ -43,7 +44,7 @@ class Prediction:
 
     ``cached``: what the workers will report, on this ``path``. Of the prompt's ``tokens``
     ``loads`` come from DRAM, and ``late`` ones are shipped when prefill has ended. ``work``: what
-    its worker had left to do for others, which is a part of ``before``.
+    its worker had left to do for others, a part of ``before``. ``busy``: decode has others, too.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Prediction:
     work: float = 0.0
     loads: int = 0
     late: int = 0
+    busy: bool = False
 
     @property
     def ttft(self) -> float:
@@ -79,19 +81,22 @@ class Pace:
     def __init__(self, curve: PrefillCurve = UNMEASURED) -> None:
         self.prefill = RecentCurve(curve)
         self._before = RecentCurve(_UNMEASURED_MOVE)
-        self._after = RecentCurve(_UNMEASURED_MOVE)
-        self._alone = RecentCurve(curve)
+        self._after = {busy: RecentCurve(_UNMEASURED_MOVE) for busy in (False, True)}
+        self._alone = {busy: RecentCurve(curve) for busy in (False, True)}
 
     def loading(self, tokens: Amount) -> Amount:
         """Seconds that ``tokens`` take from DRAM into an engine's memory."""
         curve = self._before.curve
         return curve.seconds(tokens, tokens * 0.0) - curve.start
 
-    def after(self, late: int) -> float:
+    def after(self, late: int, *, busy: bool) -> float:
         """Seconds from prefill's end to the first token, ``late`` tokens being shipped then."""
-        return self._after.curve.seconds(float(late), 0.0)
+        curve = _measured(self._after[busy], self._after[not busy])
+        return curve.seconds(float(late), 0.0)
 
-    def paired(self, given: Given, tokens: int, decode_held: int, waited: float) -> Prediction:
+    def paired(
+        self, given: Given, tokens: int, decode_held: int, waited: float, *, busy: bool
+    ) -> Prediction:
         """For a prompt that a worker was given; decode holds its first ``decode_held`` tokens."""
         only_ships = not given.loads and decode_computes_rest(
             given.held, tokens, given.worker.block_size
@@ -106,17 +111,26 @@ class Pace:
             waited=waited,
             before=given.work + self._before.curve.start + loading,
             prefill=0.0 if only_ships else given.seconds - given.loading,
-            after=self.after(late),
+            after=self.after(late, busy=busy),
             work=given.work,
             loads=given.loads,
             late=late,
+            busy=busy,
         )
 
-    def alone(self, tokens: int, blocks: int, block_size: int, waited: float) -> Prediction:
-        """For a prompt of which the decode worker holds ``blocks`` and computes the rest."""
-        held = min(blocks * block_size, whole_blocks(tokens, block_size))
-        seconds = self._alone.curve.seconds(float(tokens - held), float(held))
-        return Prediction("decode-only", tokens, held, waited, 0.0, seconds, 0.0)
+    def alone(self, tokens: int, decode_held: int, waited: float, *, busy: bool) -> Prediction:
+        """For a prompt that the decode worker computes, but for the tokens that it holds."""
+        curve = _measured(self._alone[busy], self._alone[not busy], self.prefill)
+        return Prediction(
+            path="decode-only",
+            tokens=tokens,
+            cached=decode_held,
+            waited=waited,
+            before=0.0,
+            prefill=curve.seconds(float(tokens - decode_held), float(decode_held)),
+            after=0.0,
+            busy=busy,
+        )
 
     def learn(self, made: Prediction, path: Path, stages: Mapping[str, float], cached: int) -> None:
         """How it went: ``path`` and ``stages`` (milliseconds) of a stream, ``cached`` tokens.
@@ -128,17 +142,22 @@ class Pace:
             return
         if path == "decode-only":
             seconds = sum(stages.values()) / 1000 - made.waited
-            _add(self._alone, made.tokens - cached, cached, seconds)
+            _add(self._alone[made.busy], made.tokens - cached, cached, seconds)
             return
         if "queue" not in stages or "prefill" not in stages:
             return
         after = sum(stages.get(name, 0.0) for name in _AFTER)
         if not made.prefill:
             after += stages["prefill"]
-        _add(self._after, made.late, 0, after / 1000)
+        _add(self._after[made.busy], made.late, 0, after / 1000)
         if cached == made.cached:
             begun = (stages.get("route", 0.0) + stages["queue"]) / 1000
             _add(self._before, made.loads, 0, begun - made.waited - made.work)
+
+
+def _measured(*curves: RecentCurve) -> PrefillCurve:
+    """The first of them that is; else the last one's guess."""
+    return next((one.curve for one in curves if one.measured), curves[-1].curve)
 
 
 def _add(curve: RecentCurve, new: int, held: int, seconds: float) -> None:

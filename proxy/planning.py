@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvstore.clock import Clock
+from kvstore.handoff import whole_blocks
 from kvstore.index import Directory, Residency
 from kvstore.messages import ROLES, Announce
 from proxy import steering
@@ -137,11 +138,13 @@ class Planner:
         if isinstance(plan, Reject) or job.tokens is None:
             return None
         decode, waited = plan.decode, self._clock() - job.call.arrived
-        held, tokens = int(fleet.held[fleet.staff.position[decode.worker]]), len(job.tokens)
-        pace = self._turns.pace(Layout.of(decode))
+        at, tokens = fleet.staff.position[decode.worker], len(job.tokens)
+        whole = whole_blocks(tokens, decode.block_size)
+        held = min(int(fleet.held[at]) * decode.block_size, whole)
+        pace, busy = self._turns.pace(Layout.of(decode)), bool(fleet.load[at])
         if isinstance(plan, DecodeOnly):
-            return pace.alone(tokens, held, decode.block_size, waited)
-        return pace.paired(plan.given, tokens, held * decode.block_size, waited)
+            return pace.alone(tokens, held, waited, busy=busy)
+        return pace.paired(plan.given, tokens, held, waited, busy=busy)
 
     def _held(self, residency: Residency, staff: Staff) -> Counts:
         """Blocks in the memory of each decode worker's engine."""

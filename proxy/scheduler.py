@@ -212,7 +212,7 @@ class Scheduler:
         ends = np.maximum(work, wait) + found.seconds
         at = int(np.argmin(ends))
         held, pace = int(found.held[at]), self._pace
-        after = pace.after(min(prompt.tokens - held, STEP_TOKENS))
+        after = pace.after(min(prompt.tokens - held, STEP_TOKENS), busy=False)
         return Expected(float(ends[at]), held, pace.prefill.curve, after)
 
     def failed(self, given: Given, now: float) -> None:
@@ -347,8 +347,7 @@ class Scheduler:
         self._heard(now)
         if residency is None:
             residency = self._directory.held(prompt.names)
-        tiers = residency.by_slot()[self._fleet.slots]
-        gpu, dram = tiers[:, 0].copy(), tiers[:, 1]
+        gpu, dram = residency.by_slot()[self._fleet.slots].T
         for one, length in self._promised.lengths(chain).items():
             at = self._fleet.position.get(one)
             if at is not None:

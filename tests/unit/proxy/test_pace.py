@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from kvstore.curves import PrefillCurve
+from kvstore.curves import PrefillCurve, Sample
 from proxy.pace import STEP_TOKENS, Pace, Prediction
 from proxy.prompts import holdings
 from proxy.usage import Path
@@ -70,7 +70,7 @@ def test_what_an_engine_counts_as_held(
 
 
 def test_the_parts_add_up_and_are_told_in_milliseconds() -> None:
-    made = Pace(CURVE).paired(given(0, 0.6, work=0.02), 600, 0, waited=1.0)
+    made = Pace(CURVE).paired(given(0, 0.6, work=0.02), 600, 0, waited=1.0, busy=False)
     assert made.ttft == pytest.approx(made.waited + made.before + 0.6 + made.after)
     told = made.told()
     assert told["cached"] == 0
@@ -80,10 +80,10 @@ def test_the_parts_add_up_and_are_told_in_milliseconds() -> None:
 
 def test_what_comes_before_and_after_is_learnt() -> None:
     pace = Pace(CURVE)
-    made = pace.paired(given(0, 0.6, work=0.02), 600, 0, waited=0.1)
+    made = pace.paired(given(0, 0.6, work=0.02), 600, 0, waited=0.1, busy=False)
     assert made.ttft < 0.8
     went(pace, made)
-    again = pace.paired(given(0, 0.6), 600, 0, waited=0.0)
+    again = pace.paired(given(0, 0.6), 600, 0, waited=0.0, busy=False)
     assert again.before == pytest.approx(0.030, rel=0.05)  # 150 ms less 100 waited and 20 of others
     assert again.after == pytest.approx(0.080, rel=0.05)
 
@@ -91,22 +91,26 @@ def test_what_comes_before_and_after_is_learnt() -> None:
 def test_loading_costs_by_the_token() -> None:
     pace = Pace(CURVE)
     for loads, queue in ((0, 20.0), (512, 71.2), (1024, 122.4)):
-        made = pace.paired(given(loads, 0.1, loads=loads), 1100, 0, waited=0.0)
+        made = pace.paired(given(loads, 0.1, loads=loads), 1100, 0, waited=0.0, busy=False)
         went(pace, made, {**WENT, "route": 0.0, "queue": queue})
     assert pace.loading(512.0) == pytest.approx(0.0512, rel=0.1)
     assert pace.loading(0.0) == 0.0
-    loaded = pace.paired(given(512, 0.15, loads=512, loading=0.0512), 600, 0, waited=0.0)
+    loaded = pace.paired(
+        given(512, 0.15, loads=512, loading=0.0512), 600, 0, waited=0.0, busy=False
+    )
     assert loaded.before == pytest.approx(0.0712, rel=0.1)
     assert loaded.prefill == pytest.approx(0.15 - 0.0512)
 
 
 def test_what_is_only_shipped_is_not_computed() -> None:
     pace = Pace(CURVE)
-    made = pace.paired(given(576, 0.05), 600, 64, waited=0.0)
+    made = pace.paired(given(576, 0.05), 600, 64, waited=0.0, busy=False)
     assert (made.prefill, made.late) == (0.0, 536)
     went(pace, made)
-    assert pace.after(536) == pytest.approx(0.480, rel=0.05)  # its prefill stage is shipping
-    assert pace.paired(given(576, 0.05, loads=64), 600, 0, waited=0.0).prefill == 0.05
+    assert pace.after(536, busy=False) == pytest.approx(
+        0.480, rel=0.05
+    )  # its prefill stage is shipping
+    assert pace.paired(given(576, 0.05, loads=64), 600, 0, waited=0.0, busy=False).prefill == 0.05
 
 
 @pytest.mark.parametrize(
@@ -115,42 +119,55 @@ def test_what_is_only_shipped_is_not_computed() -> None:
 def test_only_what_the_last_step_computed_is_shipped_late(
     held: int, decode: int, late: int
 ) -> None:
-    assert Pace(CURVE).paired(given(held, 1.0), 1000, decode, waited=0.0).late == late
+    assert Pace(CURVE).paired(given(held, 1.0), 1000, decode, waited=0.0, busy=False).late == late
 
 
 def test_decode_alone() -> None:
     pace = Pace(CURVE)
-    made = pace.alone(200, 6, BLOCK, waited=0.5)
+    made = pace.alone(200, 192, waited=0.5, busy=False)
     assert (made.path, made.cached) == ("decode-only", 192)
-    assert pace.alone(192, 6, BLOCK, waited=0.5).cached == 160
     went(pace, made, {"route": 500.0, "queue": 20.0, "prefill": 80.0}, "decode-only")
-    assert pace.alone(200, 6, BLOCK, waited=0.0).ttft == pytest.approx(0.1, rel=0.05)
+    assert pace.alone(200, 192, waited=0.0, busy=False).ttft == pytest.approx(0.1, rel=0.05)
+
+
+def test_decode_takes_longer_where_it_has_others_too() -> None:
+    pace = Pace(CURVE)
+    for _ in range(5):
+        pace.prefill.add(Sample(100, 0, 0.5))
+    guessed = pace.alone(100, 0, waited=0.0, busy=True)
+    assert guessed.ttft == pytest.approx(0.5, rel=0.1)  # as prefill does, until it was seen
+    idle, busy = (pace.alone(100, 0, waited=0.0, busy=one) for one in (False, True))
+    went(pace, idle, {"route": 0.0, "queue": 5.0, "prefill": 95.0}, "decode-only")
+    assert pace.alone(100, 0, waited=0.0, busy=True).ttft == pytest.approx(0.1, rel=0.05)
+    went(pace, busy, {"route": 0.0, "queue": 80.0, "prefill": 120.0}, "decode-only")
+    took = [pace.alone(100, 0, waited=0.0, busy=one).ttft for one in (False, True)]
+    assert took == [pytest.approx(0.1, rel=0.05), pytest.approx(0.2, rel=0.05)]
 
 
 def test_another_path_or_silent_workers_teach_nothing() -> None:
     pace = Pace(CURVE)
-    made = pace.paired(given(0, 0.6), 600, 0, waited=0.0)
-    before = pace.paired(given(0, 0.6), 600, 0, waited=0.0)
+    made = pace.paired(given(0, 0.6), 600, 0, waited=0.0, busy=False)
+    before = pace.paired(given(0, 0.6), 600, 0, waited=0.0, busy=False)
     went(pace, made, path="recomputed")
     went(pace, made, {})
     went(pace, made, {"route": 5.0, "first_decode": 900.0})
-    assert pace.paired(given(0, 0.6), 600, 0, waited=0.0) == before
+    assert pace.paired(given(0, 0.6), 600, 0, waited=0.0, busy=False) == before
 
 
 def test_a_load_that_did_not_happen_says_nothing_of_loads() -> None:
     pace = Pace(CURVE)
-    made = pace.paired(given(512, 0.1, loads=512), 600, 0, waited=0.0)
+    made = pace.paired(given(512, 0.1, loads=512), 600, 0, waited=0.0, busy=False)
     usual = pace.loading(512.0)
     went(pace, made, cached=0)
     assert pace.loading(512.0) == usual
-    assert pace.after(made.late) == pytest.approx(0.080, rel=0.05)
+    assert pace.after(made.late, busy=False) == pytest.approx(0.080, rel=0.05)
 
 
 def test_a_few_lies_change_little() -> None:
     pace = Pace(CURVE)
-    made = pace.paired(given(0, 0.6), 600, 0, waited=0.0)
+    made = pace.paired(given(0, 0.6), 600, 0, waited=0.0, busy=False)
     went(pace, made, times=90)
     lies = ({**WENT, "prefill": 480.0, "ship": 0.0, "handover": 0.0, "first_decode": 0.0}, WENT)
     for stages in (lies[0], {**WENT, "first_decode": 60_000.0}):
         went(pace, made, stages, times=5)
-    assert pace.after(made.late) == pytest.approx(0.080, rel=0.25)
+    assert pace.after(made.late, busy=False) == pytest.approx(0.080, rel=0.25)
