@@ -26,7 +26,7 @@ from proxy.jobs import Call
 from proxy.loads import Places
 from proxy.metrics import CLIENT_GONE, CONTENT_TYPE, Metrics, Story
 from proxy.pipeline import Answer, Pipeline
-from proxy.requests import PATHS, Route
+from proxy.requests import AFFINITY_HEADER, PATHS, Route
 
 log = logging.getLogger("kvferry.proxy")
 
@@ -62,7 +62,8 @@ class Api:
             self._metrics.told(story)
             return refusal(error, request_id)
         explained = self._keyring.operator(request.headers.get(TOKEN_HEADER))
-        call = Call(route, tenant, body, request_id, arrived, explained)
+        affinity = request.headers.get(AFFINITY_HEADER)
+        call = Call(route, tenant, body, request_id, arrived, explained, affinity)
         return Exchange(self._pipeline, call)
 
     async def explain(self, tenant: str, route: str, request: Request) -> Response:
@@ -76,7 +77,8 @@ class Api:
                 raise faults.not_explained(tenant, route)
             with self._reading.one():
                 body = await self._body(request)
-            call = Call(route, known, body, request_id, arrived)
+            affinity = request.headers.get(AFFINITY_HEADER)
+            call = Call(route, known, body, request_id, arrived, affinity=affinity)
             return _json(await self._pipeline.explain(call))
         except ApiError as error:
             return refusal(error, request_id)

@@ -15,7 +15,8 @@ from proxy.requests import ClientRequest, Route
 class Call:
     """A client's call, authenticated, its body read; it ``arrived`` before both.
 
-    ``explained``: an operator wants to be told why it is served as it is.
+    ``explained``: an operator wants to be told why it is served as it is. ``affinity``: the header
+    by which it tells what it belongs to, if it does.
     """
 
     route: Route
@@ -24,13 +25,15 @@ class Call:
     request_id: str
     arrived: float
     explained: bool = False
+    affinity: str | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """One request, ready to be planned and sent. ``tokens``: its prompt, where it is known.
 
-    ``alone`` says why the decode worker has to serve it by itself, None if it need not.
+    ``alone`` says why the decode worker has to serve it by itself, None if it need not. ``hint``:
+    see ``proxy.hints``.
     """
 
     call: Call
@@ -39,6 +42,7 @@ class Job:
     salt: str
     tokens: list[int] | None
     alone: str | None
+    hint: int | None = None
 
     @cached_property
     def prompt(self) -> msgspec.Raw | None:

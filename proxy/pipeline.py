@@ -23,7 +23,7 @@ from kvstore.cluster import Proxy, Ship
 from kvstore.errors import ApiError, WorkerLost
 from kvstore.index import Directory
 from kvstore.messages import Announce, Role
-from proxy import explaining, faults, requests, stages, usage
+from proxy import explaining, faults, hints, requests, stages, usage
 from proxy.dispatch import Dispatch, Sent
 from proxy.flight import Flight
 from proxy.identity import Scope, salt
@@ -190,7 +190,7 @@ class Pipeline:
         return explaining.explanation(job, considered, self._planner.candidates(considered))
 
     async def _job(self, call: Call) -> Job:
-        request = requests.parse(call.route, call.body)
+        request = requests.parse(call.route, call.body, call.affinity)
         model = self._model(request.model)
         scope = Scope(call.tenant.name, call.tenant.epoch)
         tokens, alone = None, request.alone
@@ -199,7 +199,8 @@ class Pipeline:
             whose = f"{call.tenant.epoch}/{call.tenant.name}"
             rendered = await self._renderer.tokens(whose, request, order, call.request_id)
             tokens, alone = rendered.tokens, rendered.alone
-        return Job(call, request, model, salt(self._settings.salt_key, scope), tokens, alone)
+        hint = None if request.hint is None else hints.number(call.tenant.name, request.hint)
+        return Job(call, request, model, salt(self._settings.salt_key, scope), tokens, alone, hint)
 
     def _model(self, name: str | None) -> str:
         served = self._planner.models()

@@ -4,17 +4,21 @@ Prompts are looked at in their order. Each is meant for the worker where it cost
 that lies before it there, plus the price of computing it there, because computing what another
 worker holds takes capacity, and cache, from all. Where that worker has no room the prompt stays,
 and counts there as work that lies before the next ones: later it may be meant for another worker,
-but nobody takes its place by accident.
+but nobody takes its place by accident. One that leans to a worker goes there where that costs
+hardly more.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from proxy.hints import Lean
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -58,18 +62,27 @@ class Terms:
         return room
 
 
-def place(costs: Iterable[Floats], workers: Workers, terms: Terms) -> Sequence[Placement]:
+def place(
+    costs: Iterable[Floats],
+    workers: Workers,
+    terms: Terms,
+    leanings: Iterable[Lean | None] = itertools.repeat(None),
+) -> Sequence[Placement]:
     """Who goes where now, until nobody has room.
 
-    ``costs``: for each prompt in its order the seconds that computing it takes each worker.
+    ``costs``: for each prompt in its order the seconds that computing it takes each worker;
+    ``leanings``: where each had rather go, if anywhere.
     """
     room = terms.room(workers)
     left, placed = int(room.sum()), []
     work, given = workers.work.copy(), workers.given.copy()
     before = workers.work + workers.against
-    for row, cost in enumerate(costs):
+    for row, (cost, lean) in enumerate(zip(costs, leanings, strict=False)):
         fair = before <= float((before + cost).min()) + terms.patience
-        position = int(np.argmin(np.where(fair, before + terms.price * cost, np.inf)))
+        total = np.where(fair, before + terms.price * cost, np.inf)
+        if lean is not None:
+            total[lean.position] -= lean.seconds
+        position = int(np.argmin(total))
         before[position] += cost[position]
         if not room[position]:
             continue

@@ -81,7 +81,7 @@ class Planner:
 
     def consider(self, job: Job) -> Considered:
         """What would be done with ``job`` now."""
-        fleet = self._fleet(job.model)
+        fleet = self._fleet(job.model, job.hint)
         decode = fleet.staff.decode
         size = decode[0].block_size if decode else 0
         if job.tokens is None or not size:
@@ -89,7 +89,7 @@ class Planner:
         names = self._chains.names(job.tokens, size, job.salt)
         residency = self._directory.held(names)
         fleet = replace(fleet, held=self._held(residency, fleet.staff))
-        asked = Prompt(job.call.tenant.name, len(job.tokens), names)
+        asked = Prompt(job.call.tenant.name, len(job.tokens), names, job.hint)
         plan = steering.plan(len(names), job.alone, fleet)
         expected = None
         if isinstance(plan, Layout):
@@ -117,7 +117,7 @@ class Planner:
         given = await self._turns.take(layout, asked, until, considered.residency)
         if given is not None:
             flight.occupy(lambda: self._turns.ended(given, computed=False))
-        now = self._fleet(job.model)
+        now = self._fleet(job.model, job.hint)
         if now.staff is considered.fleet.staff:
             held = considered.fleet.held
         else:
@@ -151,8 +151,8 @@ class Planner:
         held: Counts = residency.by_slot()[self._directory.slots(staff.decode), 0]
         return held
 
-    def _fleet(self, model: str) -> Fleet:
-        """As it is now, for a prompt of which nobody holds anything."""
+    def _fleet(self, model: str, hint: int | None = None) -> Fleet:
+        """As it is now, for a prompt with that ``hint`` of which nobody holds anything."""
         self._update_staffs()
         staff = self._staffs.get(model, _NOBODY)
         load: Counts = np.zeros(len(staff.decode), dtype=np.int64)
@@ -164,7 +164,7 @@ class Planner:
             at = staff.position.get(worker)
             if at is not None and staff.decode[at].generation == generation:
                 load[at] += count
-        return Fleet(staff, load, np.zeros_like(load))
+        return Fleet(staff, load, np.zeros_like(load), hint)
 
     def _update_staffs(self) -> None:
         if self._directory.membership == self._membership:

@@ -29,11 +29,12 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """``tokens`` of a ``tenant``'s prompt; ``names`` of its whole blocks."""
+    """``tokens`` of a ``tenant``'s prompt; ``names`` of its whole blocks; its ``hint``, if any."""
 
     tenant: str
     tokens: int
     names: Sequence[bytes]
+    hint: int | None = None
 
 
 class Found(NamedTuple):

@@ -21,12 +21,17 @@ DROPPED = frozenset(
         "ec_transfer_params",
         "kv_transfer_params",
         "priority",
+        "prompt_cache_key",
         "request_id",
         "session_id",
         "vllm_xargs",
     }
 )
-"""Fields through which a client could reach another tenant's cache, a transfer or the queue."""
+"""Fields through which a client could reach another tenant's cache, a transfer or the queue, and
+its hint, which is no worker's business.
+"""
+
+AFFINITY_HEADER = "x-session-affinity"
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
@@ -42,7 +47,8 @@ class ClientRequest:
     """One request as the workers may see it.
 
     ``alone`` says why the decode worker has to serve it by itself, None if it need not.
-    ``wants_usage``: a streaming client asked for the usage chunk.
+    ``wants_usage``: a streaming client asked for the usage chunk. ``hint``: requests with the same
+    one are likely to have much in common.
     """
 
     route: Route
@@ -51,11 +57,17 @@ class ClientRequest:
     stream: bool
     wants_usage: bool
     alone: str | None
+    hint: str | None = None
 
 
-def parse(route: Route, raw: bytes) -> ClientRequest:
-    """The request in ``raw`` (JSON). Raises ApiError (400) saying what is wrong with it."""
+def parse(route: Route, raw: bytes, affinity: str | None = None) -> ClientRequest:
+    """The request in ``raw`` (JSON). ``affinity``: that header's value, which counts where the body
+    has no hint. Raises ApiError (400) saying what is wrong with it.
+    """
     body = _object(raw)
+    hint = _hint(body.get("prompt_cache_key"), "prompt_cache_key") or _hint(
+        affinity, AFFINITY_HEADER
+    )
     for field in DROPPED:
         body.pop(field, None)
     model = body.get("model")
@@ -70,7 +82,7 @@ def parse(route: Route, raw: bytes) -> ClientRequest:
     )
     if route == "chat":
         _check_messages(body.get("messages"))
-    return ClientRequest(route, body, model, stream, wants_usage, _alone(route, body))
+    return ClientRequest(route, body, model, stream, wants_usage, _alone(route, body), hint)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -88,6 +100,13 @@ def _flag(fields: dict[str, Any], name: str, param: str) -> bool:
     if value is None or isinstance(value, bool):
         return bool(value)
     raise _bad(f"'{param}' must be true or false.", param)
+
+
+def _hint(told: object, param: str) -> str | None:
+    """None where there is none. Its characters need not be valid Unicode: JSON's need not."""
+    if told is not None and (not isinstance(told, str) or len(told) > _MAX_NAME):
+        raise _bad(f"'{param}' must be a string of at most {_MAX_NAME} characters.", param)
+    return told or None
 
 
 def _check_messages(messages: object) -> None:

@@ -254,7 +254,8 @@ class Scheduler:
             if old or one.version != self._version:
                 one.found = self._look_up(one.prompt, one.chain, now)
                 one.looked_up, one.version = now, self._version
-        placed = place((one.found.seconds for one in first), workers, terms)
+        leanings = (fleet.lean(one.prompt.hint, one.found.held, one.found.seconds) for one in first)
+        placed = place((one.found.seconds for one in first), workers, terms, leanings)
         return [
             (first[row], self._give(first[row], at, float(workers.work[at]), now))
             for row, at in placed
@@ -286,6 +287,8 @@ class Scheduler:
         found = self._look_up(prompt, b"".join(prompt.names), now)
         workers, terms = self._workers(now), self._terms(now)
         costs = workers.work + workers.against + terms.price * found.seconds
+        if (lean := self._fleet.lean(prompt.hint, found.held, found.seconds)) is not None:
+            costs[lean.position] -= lean.seconds
         figures = found.held, found.seconds, workers.work, workers.given, workers.against, costs
         columns = [column.tolist() for column in figures]
         candidates = map(Candidate._make, zip(self._fleet.workers, *columns, strict=True))

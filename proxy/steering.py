@@ -3,18 +3,21 @@
 First whether prefill is to have it at all, and of which layout (``plan``); its worker is found by
 :mod:`proxy.scheduler`, perhaps later. Then who decodes (``pair``): of the workers that are not
 clearly busier than the rest the one that holds the longest prefix of this prompt for this tenant;
-among equals, the least loaded.
+among equals, the least loaded; and where that leaves several, the one where its hint belongs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore.messages import Announce
+from proxy import hints
+from proxy.hints import Numbers
 from proxy.pace import STEP_TOKENS
 from proxy.placement import Counts
 from proxy.prompts import Expected, Layout
@@ -45,16 +48,23 @@ class Staff:
         able = frozenset(Layout.of(one) for one in prefill if one.state == "ready")
         return cls(able, ready, position, having)
 
+    @cached_property
+    def numbers(self) -> Numbers:
+        """Of the decode workers, for hints."""
+        return hints.numbers(one.worker for one in self.decode)
+
 
 @dataclass(frozen=True)
 class Fleet:
     """What is known of a model's decode workers now, in their order: the requests that each has in
-    flight, and how many of the prompt's blocks it ``held`` in its engine's memory.
+    flight, and how many of the prompt's blocks it ``held`` in its engine's memory. ``hint``: of the
+    prompt, if it has one.
     """
 
     staff: Staff
     load: Counts
     held: Counts
+    hint: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,4 +159,7 @@ def best(fleet: Fleet, layout: Layout | None = None, but: str | None = None) -> 
         return None
     apart = apart & (load <= load[apart].min() + LOAD_SLACK)
     worth = fleet.held * (int(load.max()) + 1) - load
-    return int(np.argmax(np.where(apart, worth, np.iinfo(np.int64).min)))
+    worth = np.where(apart, worth, np.iinfo(np.int64).min)
+    if fleet.hint is None:
+        return int(np.argmax(worth))
+    return hints.meant(fleet.hint, staff.numbers, worth == worth.max())

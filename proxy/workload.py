@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore.messages import Announce
+from proxy import hints
+from proxy.hints import Lean, Numbers
 from proxy.promised import Life
+
+HINT_WORTH = 0.25
+"""Of the time that computing a prompt takes: so much later it may be done where its hint belongs.
+Less than one prompt that is before it there, more than what workers usually differ by."""
+
+Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,20 @@ class Roster:
             if at is not None:
                 self.lately[at] += max(0.0, seconds - self._heard.get(one, seconds))
                 self._heard[one] = seconds
+
+    def lean(self, hint: int | None, held: Counts, seconds: Floats) -> Lean | None:
+        """Where a prompt with ``hint`` had rather go; None where another worker holds more of it.
+
+        ``held`` tokens of it, and the ``seconds`` that the rest takes: of each worker.
+        """
+        if hint is None:
+            return None
+        at = hints.meant(hint, self._numbers)
+        return Lean(at, HINT_WORTH * float(seconds[at])) if held[at] == held.max() else None
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        return hints.numbers(worker.worker for worker in self.workers)
 
 
 def life(worker: Announce) -> Life:

@@ -19,6 +19,7 @@ STEERING = {
     "ec_transfer_params": {"x": 1},
     "kv_transfer_params": {"kvferry": {"transfer": "0" * 32}, "prompt_token_ids": [1]},
     "priority": -100,
+    "prompt_cache_key": "ours",
     "request_id": "chosen",
     "session_id": "chosen",
     "vllm_xargs": {"kv_transfer_params": 1},
@@ -55,6 +56,7 @@ HEADERS = {
     "x-kvferry-transfer": "0" * 32,
     "x-kvferry-token": "guess",
     "x-data-parallel-rank": "3",
+    "x-session-affinity": "chosen",
     "x-session-id": "chosen",
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 }

@@ -47,6 +47,19 @@ def test_wrong_key(tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture) -
     assert not key or key not in caplog.text
 
 
+def test_hints_that_are_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            error = await refused(s, 400, chat(prompt_cache_key=7))
+            assert (error["type"], error["param"]) == ("invalid_request_error", "prompt_cache_key")
+            headers = {"x-session-affinity": "x" * 300}
+            error = await refused(s, 400, chat(), headers=headers)
+            assert error["param"] == "x-session-affinity"
+            assert not s.d.seen
+
+    run(scenario)
+
+
 def test_no_key_at_all(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as s:

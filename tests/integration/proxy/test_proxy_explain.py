@@ -16,8 +16,8 @@ from tests.support.proxy_fakes import PROMPT_TOKENS, TOKEN, Stage, chat, run, st
 pytestmark = pytest.mark.timeout(60)
 
 
-async def explained(s: Stage, tenant: str = "alice") -> dict[str, Any]:
-    request = "chat", json.dumps(chat()).encode()
+async def explained(s: Stage, tenant: str = "alice", **fields: Any) -> dict[str, Any]:
+    request = "chat", json.dumps(chat(**fields)).encode()
     return await asyncio.to_thread(explain.ask, s.url, TOKEN, tenant, request)
 
 
@@ -40,6 +40,32 @@ def test_candidates_and_what_they_hold(tmp_path: Path) -> None:
             assert not s.d.generated
             assert "prefill by prefill-1" in explain.text(told)
             assert (await explained(s, "bob"))["prefill"][0]["gpu"] == 0
+
+    run(scenario)
+
+
+def test_a_hint_says_where_a_cold_prompt_goes_and_nothing_more(tmp_path: Path) -> None:
+    keys = [f"chat-{at}" for at in range(12)]
+
+    async def meant(s: Stage, key: str | None, tenant: str = "alice") -> str:
+        told = await explained(s, tenant, prompt_cache_key=key)
+        return str(told["prefill"][0]["worker"])
+
+    async def scenario() -> None:
+        async with stage(tmp_path, prefill=2) as s:
+            found = [await meant(s, key) for key in keys]
+            assert set(found) == {"prefill-0", "prefill-1"}
+            assert found == [await meant(s, key) for key in keys]
+            assert found != [await meant(s, key, "bob") for key in keys]
+            assert await meant(s, None) == await meant(s, "") == "prefill-0"
+            second = keys[found.index("prefill-1")]
+            headers = {"x-session-affinity": second, "x-kvferry-token": TOKEN}
+            async with s.post(chat(), headers=headers) as reply:
+                plan = json.loads(reply.headers["x-kvferry-plan"])
+            assert plan["prefill"][0]["worker"] == "prefill-1"
+            assert s.prefill[1].generated
+            for key in keys:  # it is about to hold the prompt
+                assert await meant(s, key) == "prefill-1"
 
     run(scenario)
 

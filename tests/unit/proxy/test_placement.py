@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.hints import Lean
 from proxy.placement import Placement, Terms, Workers, place
 
 NEVER = float("inf")
@@ -33,9 +34,13 @@ def placed(
     price: float = 1.0,
     most: int = 8,
     patience: float = NEVER,
+    leanings: Sequence[Lean | None] | None = None,
 ) -> list[Placement]:
     terms = Terms(price, LEAD, most, patience)
-    return list(place(np.array(seconds, dtype=np.float64), known, terms))
+    costs = np.array(seconds, dtype=np.float64)
+    if leanings is None:
+        return list(place(costs, known, terms))
+    return list(place(costs, known, terms, leanings))
 
 
 def test_a_prompt_goes_where_it_is_held() -> None:
@@ -50,6 +55,20 @@ def test_it_waits_for_who_holds_it_where_that_costs_less_than_computing() -> Non
 def test_computing_is_dearer_than_waiting_by_its_price() -> None:
     assert placed([[1.0, 0.1]], workers([0.0, 2.0]), price=10.0) == []
     assert placed([[1.0, 0.1]], workers([0.0, 9.5]), price=10.0) == [(0, 0)]
+
+
+def test_it_goes_where_it_leans_to_if_that_costs_hardly_more() -> None:
+    equal, lean = [[1.0, 1.0]], [Lean(1, 0.3)]
+    assert placed(equal, workers([0.0, 0.0]), leanings=lean) == [(0, 1)]
+    assert placed(equal, workers([0.0, 0.0], against=[0.0, 0.2]), leanings=lean) == [(0, 1)]
+    assert placed(equal, workers([0.0, 0.0], against=[0.0, 0.4]), leanings=lean) == [(0, 0)]
+    assert placed(equal, workers([0.0, 1.0]), leanings=lean) == [(0, 0)]
+    assert placed(equal, workers([0.0, 0.0]), leanings=[None]) == [(0, 0)]
+
+
+def test_no_leaning_makes_a_prompt_wait_beyond_its_patience() -> None:
+    late = workers([0.0, 5.0])
+    assert placed([[1.0, 1.0]], late, patience=2.0, leanings=[Lean(1, 99.0)]) == [(0, 0)]
 
 
 def test_its_patience_ends() -> None:

@@ -39,6 +39,28 @@ def test_dropped(field: str, route: Route) -> None:
     assert field not in parsed(route, **{field: "x"}).body
 
 
+def test_a_hint_is_read_from_the_body_or_else_from_the_header() -> None:
+    raw = msgspec.json.encode({"prompt": "hi", "prompt_cache_key": "a"})
+    assert parse("completions", raw, "b").hint == "a"
+    bare = msgspec.json.encode({"prompt": "hi", "prompt_cache_key": None})
+    assert parse("completions", bare, "b").hint == "b"
+    assert parse("completions", bare, "").hint is None
+    assert parsed(prompt_cache_key="é" * 256).hint == "é" * 256
+
+
+@pytest.mark.parametrize("key", [1, True, ["a"], {"a": 1}, "x" * 257])
+def test_a_hint_that_is_none_is_refused_by_its_name(key: object) -> None:
+    with pytest.raises(ApiError) as refused:
+        parsed(prompt_cache_key=key)
+    assert (refused.value.status, refused.value.param) == (400, "prompt_cache_key")
+
+
+def test_a_header_that_is_too_long_is_refused_by_its_name() -> None:
+    with pytest.raises(ApiError) as refused:
+        parse("completions", b'{"prompt": "hi"}', "x" * 257)
+    assert (refused.value.status, refused.value.param) == (400, "x-session-affinity")
+
+
 def test_everything_else_is_kept() -> None:
     extra: dict[str, Any] = {
         "temperature": 0.25,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore.curves import PrefillCurve
 from kvstore.messages import Announce, Role
+from proxy import hints
 from proxy.pace import STEP_TOKENS
 from proxy.prompts import Expected, Layout
 from proxy.steering import (
@@ -48,12 +49,13 @@ def fleet(
     decode: list[Announce] | None = None,
     load: dict[str, int] | None = None,
     held: dict[str, int] | None = None,
+    hint: int | None = None,
 ) -> Fleet:
     staff = Staff.of(
         [P0, P1] if prefill is None else prefill, [D0, D1] if decode is None else decode
     )
     names = [one.worker for one in staff.decode]
-    return Fleet(staff, by_name(names, load or {}), by_name(names, held or {}))
+    return Fleet(staff, by_name(names, load or {}), by_name(names, held or {}), hint)
 
 
 def by_name(names: list[str], known: dict[str, int]) -> npt.NDArray[np.int64]:
@@ -176,3 +178,14 @@ def test_best(
         if load.get(one, 0) <= least + LOAD_SLACK:
             rank = (held.get(one, 0), -load.get(one, 0))
             assert (held.get(name, 0), -load.get(name, 0)) >= rank
+
+
+def test_a_hint_decides_between_decode_workers_that_are_equal() -> None:
+    numbers = hints.numbers(["d0", "d1"])
+    for at in (0, 1):
+        hint = next(h for h in range(100) if hints.meant(h, numbers) == at)
+        other = f"d{1 - at}"
+        assert best(fleet(hint=hint)) == at
+        assert best(fleet(hint=hint, held={other: 1})) == 1 - at
+        assert best(fleet(hint=hint, load={f"d{at}": 1})) == 1 - at
+        assert best(fleet(hint=hint), but=f"d{at}") == 1 - at

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import msgspec
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvstore.curves import PrefillCurve, Sample
 from kvstore.index import Directory
 from kvstore.messages import Snapshot, Tier
+from proxy import hints
 from proxy.pace import Pace, Prediction
 from proxy.prompts import Layout, Prompt, Waiting
 from proxy.scheduler import Scheduler, Weights
@@ -49,6 +51,7 @@ class Fleet:
         self.pace = Pace(CURVE)
         self.scheduler = Scheduler(self.directory, LAYOUT, self.pace, WEIGHTS)
         self.changes = itertools.count()
+        self.under_way: list[Given] = []
         for worker in workers:
             self.holds(worker, [])
 
@@ -63,12 +66,74 @@ class Fleet:
         message = msgspec.structs.replace(announce(worker), block_size=BLOCK, **fields)
         self.directory.apply(message, 0.0)
 
-    def enter(self, blocks: Sequence[int], now: float = 0.0, tenant: str = "a") -> Waiting:
-        return self.scheduler.enter(prompt(blocks, tenant), now)
+    def enter(
+        self,
+        blocks: Sequence[int],
+        now: float = 0.0,
+        tenant: str = "a",
+        hint: int | None = None,
+    ) -> Waiting:
+        return self.scheduler.enter(replace(prompt(blocks, tenant), hint=hint), now)
 
     def decide(self, now: float = 0.0) -> list[tuple[str, int]]:
         """Who is given something, thought to hold how much of it."""
-        return [(given.worker.worker, given.held) for _, given in self.scheduler.decide(now)]
+        found = [given for _, given in self.scheduler.decide(now)]
+        self.under_way += found
+        return [(given.worker.worker, given.held) for given in found]
+
+    def over(self, now: float) -> None:
+        """All is computed that was given."""
+        for given in self.under_way:
+            self.scheduler.ended(given, now, computed=True)
+        self.under_way.clear()
+
+
+def hint_of(worker: str, *others: str) -> int:
+    """One that belongs to ``worker``."""
+    known = hints.numbers([worker, *others])
+    return next(at for at in itertools.count() if hints.meant(at, known) == 0)
+
+
+def test_cold_prompts_with_one_hint_meet() -> None:
+    for meant in ("w0", "w1", "w2"):
+        fleet = Fleet("w0", "w1", "w2")
+        hint = hint_of(meant, *{"w0", "w1", "w2"} - {meant})
+        for at in range(3):
+            fleet.enter([at], hint=hint)
+            ((worker, _),) = given = fleet.decide(now=float(at))
+            assert worker == meant, given
+            fleet.over(now=at + 0.1)
+
+
+def test_what_is_held_beats_a_hint() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.holds("w0", names([1]))
+    fleet.enter([1, 2, 3, 4], hint=hint_of("w1", "w0"))
+    assert fleet.decide() == [("w0", 100)]
+
+
+def test_what_another_is_about_to_hold_beats_a_hint() -> None:
+    fleet = Fleet("w0", "w1")
+    fleet.enter([1], hint=hint_of("w0", "w1"))
+    assert fleet.decide() == [("w0", 0)]
+    fleet.over(now=0.1)
+    fleet.enter([1, 2], now=0.1, hint=hint_of("w1", "w0"))
+    assert fleet.decide(now=0.1) == [("w0", 100)]
+
+
+def test_what_is_queued_beats_a_hint() -> None:
+    fleet = Fleet("w0", "w1")
+    hint = hint_of("w0", "w1")
+    fleet.enter([1], hint=hint)
+    fleet.enter([2], hint=hint)
+    assert sorted(fleet.decide()) == [("w0", 0), ("w1", 0)]
+
+
+def test_candidates_are_told_in_the_order_that_the_hint_makes() -> None:
+    fleet = Fleet("w0", "w1")
+    hint = hint_of("w1", "w0")
+    asked = replace(prompt([1]), hint=hint)
+    assert fleet.scheduler.candidates(asked, 0.0)[0].worker.worker == "w1"
 
 
 def test_a_prompt_goes_where_its_beginning_is_held() -> None:
