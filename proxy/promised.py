@@ -6,6 +6,7 @@ way does would be sent elsewhere, to be computed once more.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -50,12 +51,16 @@ class Promised:
     def lengths(self, chain: bytes) -> dict[Life, int]:
         """How many of the chain's first blocks each worker is about to hold, where it is any."""
         found: dict[Life, int] = {}
-        for name in reversed(list(_marks(chain))):
+        for length, name in reversed(list(enumerate(_marks(chain)))):
             nearer: dict[Life, int] = {}
-            for key in list(reversed(self._alike.get(name, {})))[:MOST_COMPARED]:
+            for key in itertools.islice(reversed(self._alike.get(name, {})), MOST_COMPARED):
                 worker, other = self._chains[key]
-                if worker not in found:  # else it has more in common than anything from here on
-                    nearer[worker] = max(_common(chain, other), nearer.get(worker, 0))
+                if worker in found:
+                    continue  # what it has in common is more than anything from here on
+                known = nearer.setdefault(worker, 1 << length)
+                # A name says what is before it: most have no more in common, and one look tells.
+                if _name(chain, known) == _name(other, known) != b"":
+                    nearer[worker] = _common(chain, other)
             found |= nearer
         return found
 
@@ -68,13 +73,16 @@ def _marks(chain: bytes) -> Iterator[bytes]:
         end *= 2
 
 
+def _name(chain: bytes, at: int) -> bytes:
+    return chain[at * NAME_BYTES : (at + 1) * NAME_BYTES]
+
+
 def _common(one: bytes, other: bytes) -> int:
     """How many blocks both begin with."""
     least, most = 0, min(len(one), len(other)) // NAME_BYTES
     while least < most:
         middle = (least + most) // 2
-        at = slice(middle * NAME_BYTES, (middle + 1) * NAME_BYTES)
-        if one[at] == other[at]:
+        if _name(one, middle) == _name(other, middle):
             least = middle + 1
         else:
             most = middle
