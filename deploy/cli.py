@@ -149,8 +149,7 @@ def _up(options: argparse.Namespace) -> int:
             key, digest = places.new_key()
             config = places.with_tenant(config, LOCAL_TENANT, digest)
         file = _write(config, folder / RESOLVED)
-        followed = options.config.absolute() if options.config else file
-        parts = supervisor.parts(config, file, followed, on_gpu, options.verbose)
+        parts = supervisor.parts(config, file, on_gpu, options.verbose)
         return asyncio.run(_supervise(config, parts, key))
 
 
@@ -358,22 +357,23 @@ def run_folder(config: ClusterConfig) -> Iterator[Path]:
                 f"kvferry runs already in {folder}: stop it, or choose another --port, dram.port "
                 "and dram.http_port"
             ) from None
-        _clear(config, folder)
+        _clear(folder)
         try:
             yield folder
         finally:
-            _clear(config, folder)
+            _clear(folder)
             (folder / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's file is in it
                 folder.rmdir()
 
 
-def _clear(config: ClusterConfig, folder: Path) -> None:
-    """Ends what a killed run has left and removes its files, and nothing but those."""
+def _clear(folder: Path) -> None:
+    """Ends what a killed run has left and removes its files, and nothing but those; also of workers
+    that joined later.
+    """
     for file in folder.glob("*.group"):
         worker.end_group(file)
-    names = [cluster.worker_name(r, i) for r in ROLES for i in range(config.workers(r).count)]
-    for name in (*names, "dram", "proxy"):
+    for name in (*(f"{role}-[0-9]*" for role in ROLES), "dram", "proxy"):
         for file in folder.glob(f"{name}.*"):
             file.unlink(missing_ok=True)
     (folder / RESOLVED).unlink(missing_ok=True)

@@ -178,12 +178,8 @@ def base_url(config: ClusterConfig) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{config.proxy.port}"
 
 
-def parts(
-    config: ClusterConfig, config_file: Path, followed: Path, on_gpu: bool, verbose: bool
-) -> list[Part]:
-    """All parts of ``config``, whose file for the children is ``config_file``. Where workers are to
-    come and go is in ``followed``.
-    """
+def parts(config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool) -> list[Part]:
+    """All parts of ``config``, whose file for the children is ``config_file``."""
     loud = ("--verbose",) if verbose else ()
     found = []
     if config.dram.enabled:
@@ -202,8 +198,7 @@ def parts(
             name = cluster.worker_name(role, index)
             argv = (*_python(role), "--config", str(config_file), "--name", name, *loud)
             found.append(Part(name, Command(argv, {}), WORKER_STOP_SECONDS))
-    files = ("--config", str(config_file), "--follow", str(followed))
-    proxy = Command((*_python("proxy"), *files), {})
+    proxy = Command((*_python("proxy"), "--config", str(config_file)), {})
     quiet = _never if verbose else _is_chatter
     found.append(Part("proxy", proxy, PROXY_STOP_SECONDS, "proxy | ", quiet=quiet))
     return found

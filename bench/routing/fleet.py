@@ -34,7 +34,7 @@ OUTPUT_TOKENS = 16
 BLOCKS = 1 << 16
 """That a worker holds at most: about a million tokens."""
 
-CURVE = PrefillCurve(0.005, 20e-6, 0.0)
+CURVE = PrefillCurve(0.02, 60e-6, 0.0)
 """How long workers that compute take: as a small engine's would."""
 
 _MODEL_LENGTH = 1 << 20

@@ -48,10 +48,10 @@ class RestartAmounts:
 
     rounds: int = 3
     workers: int = FEW
-    blocks: int = 20_000
+    blocks: int = 10_000
     clients: int = 16
-    think_ms: float = 100.0
-    conversations: int = 400
+    think_ms: float = 200.0
+    conversations: int = 200
     turns: int = 8
     system: int = 800
     turn: int = 400

@@ -124,7 +124,8 @@ def test_the_run_folder_keeps_what_is_not_ours(home: Path) -> None:
     folder.mkdir(mode=0o700)
     (folder / "letter.txt").write_text("dear")
     with cli.run_folder(cluster.ClusterConfig(run_dir=str(folder))):
-        (folder / "prefill-0.http").touch()
+        for ours in ("prefill-0.http", "prefill-7.toml"):  # also who joined later
+            (folder / ours).touch()
         (folder / cli.RESOLVED).touch()
     assert [path.name for path in folder.iterdir()] == ["letter.txt"]
 
