@@ -92,7 +92,7 @@ class ClusterFile:
         try:
             return cluster.load(self._path)
         except ConfigError as error:
-            self._refuse(error)
+            _refuse(str(error))
             return None
 
     def apply(self, now: ClusterConfig) -> None:
@@ -101,13 +101,10 @@ class ClusterFile:
             config = changed(self._config, self._known, now)
             self._feed.follow(feeds(config, self._run_dir))
         except ConfigError as error:
-            self._refuse(error)
+            _refuse(f"{self._path}: {error}")
             return
         self._config, self._known = config, now
         log.info("workers in %s: %d prefill, %d decode", self._path, *_counts(config))
-
-    def _refuse(self, error: ConfigError) -> None:
-        log.error("%s is not followed: %s", self._path, error)
 
     def _stamp(self) -> _Stamp:
         """What tells one state of the file from another; None where there is none."""
@@ -116,6 +113,10 @@ class ClusterFile:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _refuse(why: str) -> None:
+    log.error("the cluster file is not followed, its workers stay as they were: %s", why)
 
 
 def _counts(config: ClusterConfig) -> list[int]:
