@@ -61,7 +61,7 @@ def application(
         # Two legs, an abandon and a rendering, at most, of each request at a time.
         4 * config.proxy.max_requests,
     )
-    settings = Settings(config.proxy, config.ship, credentials.salt_key())
+    settings = Settings(config.proxy, config.ship, credentials.salt_key(), config.dram)
 
     def ready() -> list[Announce]:
         directory.expire(time.monotonic())

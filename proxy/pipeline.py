@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from kvstore.clock import Clock
-from kvstore.cluster import Proxy, Ship
+from kvstore.cluster import Dram, Proxy, Ship
 from kvstore.errors import ApiError, WorkerLost
 from kvstore.index import Directory
 from kvstore.messages import Announce, Role
@@ -64,6 +64,7 @@ class Settings:
     proxy: Proxy
     ship: Ship
     salt_key: bytes
+    dram: Dram
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Pipeline:
         self._clock = clock
         self._places = Places(settings.proxy.max_requests)
         self.loads = Loads(parts.peers)
-        self._turns = Turns(parts.directory, parts.peers, settings.proxy.tenant_waiting, clock)
+        limit, chunk = settings.proxy.tenant_waiting, settings.dram.chunk_tokens
+        self._turns = Turns(parts.directory, parts.peers, limit, clock, chunk)
         self._planner = Planner(parts.directory, self.loads, self._turns, clock)
         self._dispatch = Dispatch(
             parts.upstream, settings.ship, parts.metrics, self._planner.spare, self._turns

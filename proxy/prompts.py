@@ -51,16 +51,20 @@ class Found(NamedTuple):
         return int(self.held[at]), int(self.loads[at]), float(self.seconds[at])
 
 
-def holdings(gpu: Counts, dram: Counts, tokens: int, block_size: int) -> tuple[Counts, Counts]:
+def holdings(
+    gpu: Counts, dram: Counts, tokens: int, block_size: int, chunk_tokens: int
+) -> tuple[Counts, Counts]:
     """``held`` and ``loads`` of a prompt of which ``gpu`` and ``dram`` blocks lie in the tiers.
 
     The last token is always computed, because its logits are wanted. An engine counts the whole
-    blocks before it in its memory; what it loads from DRAM may end within a block. Where it has
-    all whole blocks it loads nothing.
+    blocks before it in its memory. From DRAM it loads whole chunks, so of one that another prompt
+    goes on in nothing, and what it loads may end within a block. Where it has all whole blocks it
+    loads nothing.
     """
     whole = whole_blocks(tokens, block_size) if tokens else 0
     here = np.minimum(gpu * block_size, whole)
-    there = np.minimum(dram * block_size, max(0, tokens - 1))
+    there = dram * block_size // chunk_tokens * chunk_tokens
+    there = np.minimum(there, max(0, tokens - 1))
     held = np.where(here < whole, np.maximum(here, there), here)
     return held, held - here
 

@@ -95,9 +95,11 @@ class Scheduler:
         pace: Pace,
         weights: Weights | None = None,
         engagements: Engagements | None = None,
+        chunk_tokens: int = 1,
     ) -> None:
+        """``chunk_tokens``: what DRAM holds, it holds in pieces of so many."""
         self._directory = directory
-        self._layout = layout
+        self._layout, self._chunk = layout, chunk_tokens
         self._pace = pace
         self._weights = weights or Weights()
         self._engagements = Engagements() if engagements is None else engagements
@@ -256,10 +258,8 @@ class Scheduler:
                 one.looked_up, one.version = now, self._version
         leanings = (fleet.lean(one.prompt.hint, one.found.held, one.found.seconds) for one in first)
         placed = place((one.found.seconds for one in first), workers, terms, leanings)
-        return [
-            (first[row], self._give(first[row], at, float(workers.work[at]), now))
-            for row, at in placed
-        ]
+        work = workers.work.tolist()
+        return [(first[row], self._give(first[row], at, work[at], now)) for row, at in placed]
 
     def wakes(self, now: float) -> float | None:
         """When to decide again if nothing happens before; None: not then either."""
@@ -285,14 +285,13 @@ class Scheduler:
         if not self._fleet.workers:
             return []
         found = self._look_up(prompt, b"".join(prompt.names), now)
-        workers, terms = self._workers(now), self._terms(now)
-        costs = workers.work + workers.against + terms.price * found.seconds
+        workers = self._workers(now)
+        costs = workers.work + workers.against + self._price(now) * found.seconds
         if (lean := self._fleet.lean(prompt.hint, found.held, found.seconds)) is not None:
             costs[lean.position] -= lean.seconds
         figures = found.held, found.seconds, workers.work, workers.given, workers.against, costs
-        columns = [column.tolist() for column in figures]
-        candidates = map(Candidate._make, zip(self._fleet.workers, *columns, strict=True))
-        return sorted(candidates, key=lambda one: one.costs)
+        rows = zip(self._fleet.workers, *(one.tolist() for one in figures), strict=True)
+        return sorted(map(Candidate._make, rows), key=lambda one: one.costs)
 
     def _wait(self, tenant: str, work: Floats) -> float:
         working = work[np.isfinite(work)]
@@ -355,7 +354,7 @@ class Scheduler:
             at = self._fleet.position.get(one)
             if at is not None:
                 gpu[at] = max(gpu[at], length)
-        held, loads = holdings(gpu, dram, prompt.tokens, self._layout.block_size)
+        held, loads = holdings(gpu, dram, prompt.tokens, self._layout.block_size, self._chunk)
         floats = held.astype(np.float64)
         computing = self._pace.prefill.curve.seconds(prompt.tokens - floats, floats)
         loading = self._pace.loading(loads.astype(np.float64))

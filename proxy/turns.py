@@ -40,15 +40,24 @@ class _Queue:
 
 
 class Turns:
-    """For one event loop. ``tenant_waiting``: prompts that a tenant may have waiting."""
+    """For one event loop. ``tenant_waiting``: prompts that a tenant may have waiting.
+
+    ``chunk_tokens``: see Scheduler.
+    """
 
     def __init__(
-        self, directory: Directory, peers: Peers, tenant_waiting: int, clock: Clock
+        self,
+        directory: Directory,
+        peers: Peers,
+        tenant_waiting: int,
+        clock: Clock,
+        chunk_tokens: int = 1,
     ) -> None:
         self._directory = directory
         self._peers = peers
         self._tenant_waiting = tenant_waiting
         self._clock = clock
+        self._chunk_tokens = chunk_tokens
         self._queues: dict[Layout, _Queue] = {}
         self._paces: dict[Layout, Pace] = {}
 
@@ -161,8 +170,13 @@ class Turns:
             for other in [one for one, queue in self._queues.items() if queue.forgettable(now)]:
                 del self._queues[other]
             others = self._peers.engagements
-            pace = self.pace(layout)
-            scheduler = Scheduler(self._directory, layout, pace, engagements=others)
+            scheduler = Scheduler(
+                self._directory,
+                layout,
+                self.pace(layout),
+                engagements=others,
+                chunk_tokens=self._chunk_tokens,
+            )
             self._queues[layout] = _Queue(scheduler)
         return self._queues[layout]
 

@@ -130,8 +130,8 @@ async def _measured(options: argparse.Namespace, scratch: Path) -> tuple[Sequenc
     async with Client(REQUEST_SECONDS) as client:
         cluster = Kvferry(setting, client, _shape(options))
         outcome.say("starting a cluster")
-        await cluster.start()
         try:
+            await cluster.start()
             watch = CpuWatch(cluster.children())
             endpoints = [cluster.explained(tenant) for tenant in TENANTS]
             wanted = mixed(options.requests, len(endpoints), options.rate, options.seed)

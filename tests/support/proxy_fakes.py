@@ -20,7 +20,7 @@ from aiohttp import web
 from fastapi import FastAPI
 
 from kvstore.blockhash import block_chain, block_names
-from kvstore.cluster import Proxy, Ship, Tenant
+from kvstore.cluster import Dram, Proxy, Ship, Tenant
 from kvstore.engagements import Engagements
 from kvstore.index import Directory
 from kvstore.messages import PROTOCOL_VERSION, Announce, Role, Snapshot, Tier
@@ -357,7 +357,7 @@ async def stage(
         counts = RenderCounts(metrics.registry, lambda: remembered.size)
         renderer = Renderer(upstream, learner, remembered, counts)
         stack.callback(renderer.close)
-        kept = Settings(proxy, Ship(), SALT_KEY)
+        kept = Settings(proxy, Ship(), SALT_KEY, Dram())
         parts = Parts(directory, NoPeers(), upstream, metrics, renderer)
         pipeline = Pipeline(kept, parts)
         tenants = [

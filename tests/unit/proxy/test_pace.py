@@ -16,6 +16,7 @@ from proxy.workload import Given
 from tests.support.announcing import announce
 
 BLOCK = 32
+CHUNK = 256
 CURVE = PrefillCurve(0.0, 0.001, 0.0)
 WORKER = msgspec.structs.replace(announce(), block_size=BLOCK)
 
@@ -55,9 +56,12 @@ def went(
     [
         (3, 0, 100, 96, 0),
         (3, 0, 96, 64, 0),  # an engine's own hit ends before the last token, at a block
-        (0, 3, 96, 95, 95),  # a load may end within one
-        (2, 3, 96, 64, 0),  # nothing but the last block is missing: not worth a load
+        (0, 8, 256, 255, 255),  # a load may end within one
+        (2, 8, 96, 64, 0),  # nothing but the last block is missing: not worth a load
         (1, 8, 600, 256, 224),
+        (1, 15, 600, 256, 224),  # of the second chunk the last block is another prompt's
+        (9, 15, 600, 288, 0),
+        (0, 16, 512, 511, 511),
         (8, 1, 600, 256, 0),
         (0, 0, 0, 0, 0),
     ],
@@ -65,7 +69,7 @@ def went(
 def test_what_an_engine_counts_as_held(
     gpu: int, dram: int, tokens: int, held: int, loads: int
 ) -> None:
-    counted = holdings(np.array([gpu]), np.array([dram]), tokens, BLOCK)
+    counted = holdings(np.array([gpu]), np.array([dram]), tokens, BLOCK, CHUNK)
     assert [one.tolist() for one in counted] == [[held], [loads]]
 
 
