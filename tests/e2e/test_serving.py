@@ -321,25 +321,30 @@ def test_what_is_foretold_comes(cluster: LiveCluster, prompt: Prompts) -> None:
     """In either tier of prefill, on decode, at the borders of blocks and of chunks of DRAM."""
     tokens, errors = prompt(900), []
 
-    def asked(length: int, path: str, cached: int) -> None:
-        reply = cluster.foretold("green", tokens[:length])
+    def asked(asks: list[int], path: str, cached: int) -> None:
+        reply = cluster.foretold("green", asks)
         foretold = reply.breakdown["predicted"]
-        assert (reply.path, reply.cached, foretold["cached"]) == (path, cached, cached), length
+        assert (reply.path, reply.cached, foretold["cached"]) == (path, cached, cached), len(asks)
         errors.append(abs(foretold["ttft"] / sum(reply.breakdown["stages"].values()) - 1))
 
-    asked(512, "disaggregated", 0)
-    asked(700, "disaggregated", 512)
+    def only_in_dram(asks: list[int], blocks: int) -> None:
+        for worker in ("prefill-0", "decode-0"):
+            cluster.forget(worker)
+        cluster.await_known("prefill-0", "green", asks, Held(gpu=0, dram=blocks))
+
+    asked(tokens[:512], "disaggregated", 0)
+    asked(tokens[:700], "disaggregated", 512)
     cluster.await_known("decode-0", "green", tokens[:700], Held(gpu=21, dram=0))
     time.sleep(0.5)
-    asked(700, "decode-only", 672)
-    asked(672, "decode-only", 640)
+    asked(tokens[:700], "decode-only", 672)
+    asked(tokens[:672], "decode-only", 640)
     cluster.forget("decode-0")
-    asked(512, "disaggregated", 480)
-    for worker in ("prefill-0", "decode-0"):
-        cluster.forget(worker)
-    cluster.await_known("prefill-0", "green", tokens[:700], Held(gpu=0, dram=16))
-    asked(512, "disaggregated", 511)  # two whole chunks, all but the last token
-    asked(900, "disaggregated", 512)
+    asked(tokens[:512], "disaggregated", 480)
+    only_in_dram(tokens[:700], 16)
+    asked(tokens[:512], "disaggregated", 511)  # two whole chunks, all but the last token
+    asked(tokens, "disaggregated", 512)
+    only_in_dram(tokens, 24)
+    asked(tokens[:600] + prompt(100), "disaggregated", 512)  # the third chunk is another prompt's
     assert min(errors) < 0.25
 
 

@@ -97,6 +97,18 @@ def test_what_was_not_held_after_all_is_counted(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_less_than_a_chunk_in_dram_is_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            s.directory.holds(s.p, 4, tier="dram")
+            tell(s, held=0)
+            plan, _ = await streamed(s, headers=OPERATOR)
+            assert plan["prefill"][0]["dram"] == 64
+            assert plan["predicted"]["cached"] == 0
+
+    run(scenario)
+
+
 def test_decode_alone_is_foretold_too(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path, prefill=0) as s:
