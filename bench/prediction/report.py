@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import msgspec
+from typing import Any
 
 from bench.measures.bound import Bound, Judgement
 from bench.noise import NOISY_CORES
 from bench.prediction.asking import Asked
+from bench.records import TIERS
 from bench.reporting.bounds import bounds_table
 from bench.reporting.document import Cell, Document, Paragraph, Section, Table
 from bench.result import Verdict
@@ -21,6 +21,12 @@ MEANT = 500
 """Requests that the bounds are of."""
 
 _WORST = 15
+_PARTS = {
+    "queue": ("route", "queue"),
+    "prefill": ("prefill",),
+    "after": ("ship", "handover", "first_decode"),
+}
+"""Of a TTFT, as they are foretold, and the stages that they come to."""
 _NOTE = (
     "A request whose cached tokens nobody predicted, or that failed, counts as not equal. The TTFT "
     "error is |predicted / actual - 1|, the actual one as the client saw it from its send on."
@@ -84,9 +90,34 @@ def document(found: Sequence[Asked], subtitle: str, judged: Verdict) -> Document
     return Document("Predictions", subtitle, judged, sections)
 
 
-def detail(found: Sequence[Asked]) -> dict[str, object]:
-    """Every request."""
-    return {"requests": msgspec.to_builtins(found)}
+def detail(found: Sequence[Asked]) -> dict[str, list[Any]]:
+    """Every request: what was foretold of it, and what came. Milliseconds."""
+    columns = ["number", "at_s", "kind", "path", "error", "prompt", "cached_gpu", "cached_dram"]
+    for name in ("cached", "ttft", *_PARTS):
+        columns += [name, f"predicted_{name}"]
+    return {"columns": columns, "requests": [_row(one) for one in found]}
+
+
+def _row(one: Asked) -> list[Any]:
+    tiers = [one.tiers.get(tier) for tier in TIERS]
+    row: list[Any] = [
+        one.number,
+        round(one.at, 3),
+        one.kind,
+        one.path,
+        one.error,
+        one.prompt,
+        *tiers,
+    ]
+    row += [one.cached, one.predicted_cached, _ms(one.ttft), _ms(one.predicted_ttft)]
+    for part, stages in _PARTS.items():
+        told = [one.stages[name] for name in stages if name in one.stages]
+        row += [round(sum(told), 1) if told else None, one.predicted.get(part)]
+    return row
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1e3 * seconds, 1)
 
 
 def _share(found: Sequence[Asked]) -> float:

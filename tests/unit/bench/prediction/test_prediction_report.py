@@ -74,6 +74,19 @@ def test_the_median_request_is_within_a_quarter(predicted: float, kept: bool) ->
     assert report.verdict(found, 0.0).valid == kept
 
 
+def test_every_request_is_kept_with_its_parts() -> None:
+    told = {"cached": 64, "ttft": 1500.0, "queue": 900.0, "prefill": 500.0, "after": 100.0}
+    stages = {"route": 1.0, "queue": 800.0, "prefill": 600.0, "handover": 5.0, "first_decode": 60.0}
+    trailer = {"predicted": told, "stages": stages, "cached": {"gpu": 32, "dram": 32}}
+    detail = report.detail([asked(WANTED, timeline(trailer=trailer), 1.0)])
+    columns, (row,) = detail["columns"], detail["requests"]
+    kept = dict(zip(columns, row, strict=True))
+    assert (kept["cached_gpu"], kept["cached_dram"], kept["predicted_cached"]) == (32, 32, 64)
+    assert (kept["queue"], kept["predicted_queue"]) == (801.0, 900.0)
+    assert (kept["after"], kept["predicted_after"]) == (65.0, 100.0)
+    assert (kept["ttft"], kept["predicted_ttft"]) == (2000.0, 1500.0)
+
+
 def test_few_or_failed_requests_judge_nothing() -> None:
     found = [one(at) for at in range(report.MEANT)]
     assert report.verdict(found, 0.0).valid
