@@ -22,6 +22,8 @@ Amount = TypeVar("Amount", float, npt.NDArray[np.float64])
 FEWEST_SAMPLES = 4
 RECENT_SAMPLES = 256
 _REFIT_AFTER = 8
+_REFIT_PART = 8
+"""A curve is fitted anew after so many samples, or this part of those that it is fitted to."""
 _SCARCE = 2.0
 """What took less than this part of the usual, is taken for no better than that."""
 _LENGTHS = (64, 1024, 16384)
@@ -65,6 +67,9 @@ def fit(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> Pr
     roots = np.sqrt(np.ones_like(new) if weights is None else np.asarray(weights))
     terms = np.stack([np.ones_like(new), new, new * (held + new / 2)], axis=1)
     terms *= (roots / seconds)[:, None]
+    # What is left of the samples after a QR decomposition has the same errors, and is small.
+    reduced = np.linalg.qr(np.column_stack([terms, roots]), mode="r")
+    terms, roots = reduced[:, :3], reduced[:, 3]
     best, least = np.zeros(3), np.inf
     # Few terms: the best non-negative solution is the plain one of the best subset of them.
     for chosen in itertools.chain.from_iterable(
@@ -106,7 +111,8 @@ class RecentCurve:
         """One more, of at least one new token and some time."""
         self._samples.append(sample)
         self._added += 1
-        if self._added <= _REFIT_AFTER or self._added % _REFIT_AFTER == 0:
+        every = max(_REFIT_AFTER, len(self._samples) // _REFIT_PART)
+        if self._added <= _REFIT_AFTER or self._added % every == 0:
             ratios = [one.seconds / self._guess.seconds(one.new, one.held) for one in self._samples]
             scale = float(np.median(ratios))
             guessed = [Sample(new, 0, scale * self._guess.seconds(new, 0)) for new in _LENGTHS]
