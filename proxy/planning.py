@@ -114,7 +114,8 @@ class Planner:
             return Decided(layout, self._predicted(job, layout, considered.fleet))
         assert asked is not None, "prefill was to have a prompt that is not known"
         flight.note_routed()
-        given = await self._turns.take(layout, asked, until, considered.residency)
+        found = None if considered.expected is None else considered.expected.found
+        given = await self._turns.take(layout, asked, until, found)
         if given is not None:
             flight.occupy(lambda: self._turns.ended(given, computed=False))
         now = self._fleet(job.model, job.hint)

@@ -95,13 +95,15 @@ class Waiting:
 
 class Expected(NamedTuple):
     """What is to be expected of prefill: the prompt computed in ``seconds``, where ``held`` tokens
-    of it need no computing, and its first token ``after`` more; and how fast workers compute.
+    of it need no computing, and its first token ``after`` more; how fast workers compute; and what
+    it ``found`` on each.
     """
 
     seconds: float
     held: int
     curve: PrefillCurve
     after: float = 0.0
+    found: Found | None = None
 
 
 class Candidate(NamedTuple):

@@ -135,15 +135,16 @@ class Scheduler:
         prompt: Prompt,
         now: float,
         since: float | None = None,
-        residency: Residency | None = None,
+        found: Found | None = None,
     ) -> Waiting:
         """``prompt`` waits, from ``now`` on or from where it was ``since`` some time.
 
-        ``residency``: its, if it has just been looked up.
+        ``found``: what it was just ``expected`` to find, if it was.
         """
         self._update_fleet()
         chain = b"".join(prompt.names)
-        found = self._look_up(prompt, chain, now, residency)
+        if found is None:
+            found = self._look_up(prompt, chain, now)
         nothing_held = self._pace.prefill.curve.seconds(float(prompt.tokens), 0.0)
         least = min(nothing_held, float(found.seconds.min(initial=math.inf)))
         self._entered += 1
@@ -215,7 +216,7 @@ class Scheduler:
         at = int(np.argmin(ends))
         held, pace = int(found.held[at]), self._pace
         after = pace.after(min(prompt.tokens - held, STEP_TOKENS), busy=False)
-        return Expected(float(ends[at]), held, pace.prefill.curve, after)
+        return Expected(float(ends[at]), held, pace.prefill.curve, after, found)
 
     def failed(self, given: Given, now: float) -> None:
         """The worker did not compute what it should have: for a while it is given nothing, and for

@@ -17,7 +17,7 @@ from kvstore.messages import ROLES, Announce
 from proxy import faults
 from proxy.loads import Peers
 from proxy.pace import Pace
-from proxy.prompts import Candidate, Expected, Layout, Prompt, Waiting
+from proxy.prompts import Candidate, Expected, Found, Layout, Prompt, Waiting
 from proxy.scheduler import Scheduler
 from proxy.workload import Given
 
@@ -74,20 +74,20 @@ class Turns:
         layout: Layout,
         prompt: Prompt,
         until: float,
-        residency: Residency | None = None,
+        found: Found | None = None,
     ) -> Given | None:
         """Waits until a worker is to compute ``prompt``; then it occupies it until :meth:`ended`.
 
-        ``residency``: of the prompt, if it has just been looked up. None when no worker of that
-        layout is ready. Raises ApiError (503) at once where the tenant has too many waiting, or
+        ``found``: what the prompt was just ``expected`` to find. None when no worker of that layout
+        is ready. Raises ApiError (503) at once where the tenant has too many waiting, or
         the wait would be longer than ``until`` (on the clock).
         """
-        queue = self._queue(layout)
-        self._admit(queue, prompt.tenant, until)
-        waiting = queue.scheduler.enter(prompt, self._clock(), residency=residency)
+        queue, now = self._queue(layout), self._clock()
+        self._admit(queue, prompt.tenant, now, until)
+        waiting = queue.scheduler.enter(prompt, now, found=found)
         told: _Told = asyncio.get_running_loop().create_future()
         queue.waiting[waiting.key] = told
-        self._decide(queue)
+        self._decide(queue, now)
         try:
             return await told
         except asyncio.CancelledError:
@@ -97,7 +97,10 @@ class Turns:
     def expected(
         self, layout: Layout, prompt: Prompt, residency: Residency | None = None
     ) -> Expected | None:
-        """What ``prompt`` has to expect; None where no worker is ready. See ``take``."""
+        """What ``prompt`` has to expect; None where no worker is ready.
+
+        ``residency``: of the prompt, if it has just been looked up.
+        """
         return self._queue(layout).scheduler.expected(prompt, self._clock(), residency)
 
     def candidates(self, layout: Layout, prompt: Prompt) -> list[Candidate]:
@@ -140,8 +143,7 @@ class Turns:
         busy = [layout for layout, queue in self._queues.items() if queue.scheduler.busy]
         assert not busy, "workers still count as busy"
 
-    def _admit(self, queue: _Queue, tenant: str, until: float) -> None:
-        now = self._clock()
+    def _admit(self, queue: _Queue, tenant: str, now: float, until: float) -> None:
         wait = queue.scheduler.wait(tenant, now)
         if queue.scheduler.waiting(tenant) >= self._tenant_waiting:
             raise faults.overloaded("Too many requests of yours are waiting.", _retry(wait))
@@ -180,8 +182,8 @@ class Turns:
             self._queues[layout] = _Queue(scheduler)
         return self._queues[layout]
 
-    def _decide(self, queue: _Queue) -> None:
-        now = self._clock()
+    def _decide(self, queue: _Queue, now: float | None = None) -> None:
+        now = self._clock() if now is None else now
         for waiting, given in queue.scheduler.decide(now):
             told = queue.waiting.pop(waiting.key)
             if told.cancelled():  # it has not come to leaving yet
