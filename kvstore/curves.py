@@ -68,7 +68,7 @@ def fit(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> Pr
     terms = np.stack([np.ones_like(new), new, new * (held + new / 2)], axis=1)
     terms *= (roots / seconds)[:, None]
     # What is left of the samples after a QR decomposition has the same errors, and is small.
-    reduced = np.asarray(np.linalg.qr(np.column_stack([terms, roots]), mode="r"))
+    _, reduced = np.linalg.qr(np.column_stack([terms, roots]))
     terms, roots = reduced[:, :3], reduced[:, 3]
     best, least = np.zeros(3), np.inf
     # Few terms: the best non-negative solution is the plain one of the best subset of them.
