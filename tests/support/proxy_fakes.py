@@ -357,7 +357,7 @@ async def stage(
         counts = RenderCounts(metrics.registry, lambda: remembered.size)
         renderer = Renderer(upstream, learner, remembered, counts)
         stack.callback(renderer.close)
-        kept = Settings(proxy, Ship(), SALT_KEY, Dram())
+        kept = Settings(proxy, Ship(), SALT_KEY, Dram(chunk_tokens=BLOCK))
         parts = Parts(directory, NoPeers(), upstream, metrics, renderer)
         pipeline = Pipeline(kept, parts)
         tenants = [
