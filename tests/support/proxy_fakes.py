@@ -334,9 +334,12 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def stage(
-    tmp_path: Path, prefill: int = 1, decode: int = 1, **settings: Any
+    tmp_path: Path, prefill: int = 1, decode: int = 1, chunk: int = BLOCK, **settings: Any
 ) -> AsyncIterator[Stage]:
-    """A proxy on a free port with ``prefill`` and ``decode`` fake workers."""
+    """A proxy on a free port with ``prefill`` and ``decode`` fake workers.
+
+    ``chunk``: tokens of a piece in DRAM.
+    """
     async with contextlib.AsyncExitStack() as stack:
         fleet: dict[Role, list[Worker]] = {"prefill": [], "decode": []}
         for role, count in (("prefill", prefill), ("decode", decode)):
@@ -357,7 +360,7 @@ async def stage(
         counts = RenderCounts(metrics.registry, lambda: remembered.size)
         renderer = Renderer(upstream, learner, remembered, counts)
         stack.callback(renderer.close)
-        kept = Settings(proxy, Ship(), SALT_KEY, Dram(chunk_tokens=BLOCK))
+        kept = Settings(proxy, Ship(), SALT_KEY, Dram(chunk_tokens=chunk))
         parts = Parts(directory, NoPeers(), upstream, metrics, renderer)
         pipeline = Pipeline(kept, parts)
         tenants = [

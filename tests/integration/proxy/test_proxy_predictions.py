@@ -99,7 +99,7 @@ def test_what_was_not_held_after_all_is_counted(tmp_path: Path) -> None:
 
 def test_less_than_a_chunk_in_dram_is_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with stage(tmp_path) as s:
+        async with stage(tmp_path, chunk=128) as s:
             s.directory.holds(s.p, 4, tier="dram")
             tell(s, held=0)
             plan, _ = await streamed(s, headers=OPERATOR)
