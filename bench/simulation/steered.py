@@ -21,7 +21,8 @@ from kvstore.relay_core import RelayCore, Told
 from proxy import prompts
 from proxy.pace import Pace
 from proxy.prompts import Layout
-from proxy.scheduler import Scheduler, Weights
+from proxy.scheduler import Scheduler
+from proxy.weights import Weights
 from proxy.workload import Given
 
 FEED_SECONDS = 0.02

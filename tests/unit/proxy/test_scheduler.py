@@ -19,7 +19,8 @@ from kvstore.messages import Snapshot, Tier
 from proxy import hints
 from proxy.pace import Pace, Prediction
 from proxy.prompts import Layout, Prompt, Waiting
-from proxy.scheduler import Scheduler, Weights
+from proxy.scheduler import Scheduler
+from proxy.weights import Weights
 from proxy.workload import Given
 from tests.support.announcing import announce
 
