@@ -39,6 +39,7 @@ MODEL = "tiny"
 TOKEN = "cluster-token"
 KEYS = {"alice": "key-of-alice", "bob": "key-of-bob"}
 BLOCK = 16
+CHUNK = 2 * BLOCK
 PROMPT_TOKENS = 100
 TEXTS = ["Paris", " is", " the", " capital", "."]
 SALT_KEY = b"s" * 32
@@ -334,12 +335,9 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def stage(
-    tmp_path: Path, prefill: int = 1, decode: int = 1, chunk: int = BLOCK, **settings: Any
+    tmp_path: Path, prefill: int = 1, decode: int = 1, **settings: Any
 ) -> AsyncIterator[Stage]:
-    """A proxy on a free port with ``prefill`` and ``decode`` fake workers.
-
-    ``chunk``: tokens of a piece in DRAM.
-    """
+    """A proxy on a free port with ``prefill`` and ``decode`` fake workers."""
     async with contextlib.AsyncExitStack() as stack:
         fleet: dict[Role, list[Worker]] = {"prefill": [], "decode": []}
         for role, count in (("prefill", prefill), ("decode", decode)):
@@ -360,7 +358,7 @@ async def stage(
         counts = RenderCounts(metrics.registry, lambda: remembered.size)
         renderer = Renderer(upstream, learner, remembered, counts)
         stack.callback(renderer.close)
-        kept = Settings(proxy, Ship(), SALT_KEY, Dram(chunk_tokens=chunk))
+        kept = Settings(proxy, Ship(), SALT_KEY, Dram(chunk_tokens=CHUNK))
         parts = Parts(directory, NoPeers(), upstream, metrics, renderer)
         pipeline = Pipeline(kept, parts)
         tenants = [

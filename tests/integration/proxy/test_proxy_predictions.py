@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.proxy_fakes import (
+    CHUNK,
     PROMPT_TOKENS,
     TOKEN,
     Stage,
@@ -97,14 +98,14 @@ def test_what_was_not_held_after_all_is_counted(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_less_than_a_chunk_in_dram_is_nothing(tmp_path: Path) -> None:
+def test_of_dram_only_whole_chunks_are_foretold(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with stage(tmp_path, chunk=128) as s:
-            s.directory.holds(s.p, 4, tier="dram")
+        async with stage(tmp_path) as s:
+            s.directory.holds(s.p, 3, tier="dram")
             tell(s, held=0)
             plan, _ = await streamed(s, headers=OPERATOR)
-            assert plan["prefill"][0]["dram"] == 64
-            assert plan["predicted"]["cached"] == 0
+            assert plan["prefill"][0]["dram"] == 48
+            assert plan["predicted"]["cached"] == CHUNK == 32
 
     run(scenario)
 
