@@ -13,7 +13,7 @@ EXAMPLE = "kvferry bench publish --into . simulate.json index.json router.json"
 def add(parser: argparse.ArgumentParser) -> None:
     """See Command."""
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="FILE", help="of simulate, index or router"
+        "results", nargs="+", type=Path, metavar="FILE", help=f"of {', '.join(steering.COMMANDS)}"
     )
     parser.add_argument(
         "--into",

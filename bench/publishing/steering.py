@@ -1,4 +1,4 @@
-"""README's figures of ``kvferry bench simulate``, ``index`` and ``router``.
+"""README's figures of what the proxy knows, decides and costs.
 
 One result of each command is kept as ``bench/results/COMMAND.json``; README's section between the
 marks is this module's text of those that are there. A test compares them.
@@ -14,13 +14,13 @@ import msgspec
 from bench.publishing import page
 from bench.publishing.page import RESULTS, CannotPublish
 from bench.reporting.document import Bars, BarSeries, Lines, Plot, Series
-from bench.reporting.files import write_json
+from bench.reporting.files import write_whole
 from bench.reporting.wording import tell
 from bench.result import CommandResult
 from bench.statistics import median
 
 SECTION = "steering"
-COMMANDS = ("simulate", "index", "router")
+COMMANDS = ("simulate", "predict", "restart", "index", "router")
 
 _OURS = "kvferry"
 _RULES = {
@@ -42,10 +42,11 @@ def publish(clone: Path, files: Sequence[Path]) -> None:
 
     Raises CannotPublish.
     """
-    results = kept(clone) | {one.command: one for one in map(_result, files)}
+    new = {one.command: (one, file) for one, file in zip(map(_result, files), files, strict=True)}
+    results = kept(clone) | {command: one for command, (one, _) in new.items()}
     written = page.replaced(page.read(clone), SECTION, section(results))
-    for command, result in results.items():
-        write_json(clone / RESULTS / f"{command}.json", result)
+    for command, (_, file) in new.items():
+        write_whole(clone / RESULTS / f"{command}.json", file.read_bytes())
     page.write(clone, written, plots(results))
 
 
@@ -57,7 +58,13 @@ def kept(clone: Path) -> dict[str, CommandResult]:
 
 def section(results: Mapping[str, CommandResult]) -> str:
     """What README says of ``results``, Markdown."""
-    tell_of = {"simulate": _simulated, "index": _indexed, "router": _routed}
+    tell_of = {
+        "simulate": _simulated,
+        "predict": _predicted,
+        "restart": _restarted,
+        "index": _indexed,
+        "router": _routed,
+    }
     parts = []
     for command in COMMANDS:
         if command in results:
@@ -70,9 +77,7 @@ def plots(results: Mapping[str, CommandResult]) -> dict[str, Plot]:
     """Plots by file name."""
     draw = {"simulate": _ttfts, "index": _lookups, "router": _rates}
     return {
-        f"{command}.svg": draw[command](results[command])
-        for command in COMMANDS
-        if command in results
+        f"{command}.svg": draw[command](results[command]) for command in draw if command in results
     }
 
 
@@ -92,6 +97,28 @@ def _simulated(result: CommandResult) -> list[str]:
         f"{_source(result)}. {result.verdict.sentence}"
     )
     return [how, "\n".join(rows)]
+
+
+def _predicted(result: CommandResult) -> list[str]:
+    found = result.metrics
+    told = (
+        f"**What the proxy foretells**: of {found['requests']:,.0f} mixed requests to real engines "
+        f"{found['equal_cached_share']:.1%} found as many cached tokens as it had said when it "
+        f"planned them, and the time to the first token was within {found['ttft_error_p50']:.0%} "
+        f"at the median {_source(result)}. {result.verdict.sentence}"
+    )
+    return [told]
+
+
+def _restarted(result: CommandResult) -> list[str]:
+    found = result.metrics
+    ratios = [f"{found[f'hit_ratio_{when}']:.2f}" for when in ("before", "after", "blind")]
+    told = (
+        "**A proxy killed under load** steers as well as before, but for a twentieth of its hit "
+        f"ratio, {found['restart_seconds_to_95']:.1f} s after the first worker told the new one "
+        "what it holds; hit ratio {} before, {} after, {} where workers are chosen blindly "
+    ).format(*ratios) + f"{_source(result)}. {result.verdict.sentence}"
+    return [told]
 
 
 def _indexed(result: CommandResult) -> list[str]:
