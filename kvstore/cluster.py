@@ -27,6 +27,9 @@ Sha256Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 TenantName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 
 
+MOST_WORKERS = 4096
+"""Of a role: more is a slip of the pen, and every proxy connects to each."""
+
 BULK_PORT = 2
 """How far behind a shipping port its plain bulk port is."""
 
@@ -69,11 +72,11 @@ class Workers(Section, frozen=True):
     model and its ``kv_gib`` are spread over them. ``cores`` are then ``RANK 0|RANK 1|…``.
     """
 
-    count: Positive = 1
+    count: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)] = 1
     ranks: Positive = 1
     kv_gib: Gib = 1.0
     max_requests: Positive = 64
-    hosts: tuple[str, ...] = ("127.0.0.1",)
+    hosts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("127.0.0.1",)
     first_port: Port = 7100
     cores: tuple[str, ...] = ()
 
@@ -223,6 +226,8 @@ def parse(text: str, source: str = "configuration") -> ClusterConfig:
         raise ConfigError(f"{source} is not TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number too long, or too many brackets
+        raise ConfigError(f"{source} is not TOML: {error}") from None
     if config.ship.transport == "shm" and config.network.kind == "tcp":
         raise ConfigError(
             f"{source}: ship.transport 'shm' reads memory of the same host, and network.kind is "

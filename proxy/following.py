@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -89,11 +90,18 @@ class ClusterFile:
         if self._seen != before or self._seen == self._read:
             return None
         self._read = self._seen
+        if self._seen is None:  # reading a pipe might never end
+            _refuse(f"cannot read {self._path}: there is no such file")
+            return None
         try:
-            return cluster.load(self._path)
+            found = cluster.load(self._path)
         except ConfigError as error:
             _refuse(str(error))
             return None
+        if self._stamp() != self._seen:  # written meanwhile: what was read may be a part of it
+            self._read = None
+            return None
+        return found
 
     def apply(self, now: ClusterConfig) -> None:
         """Its workers are followed from now on, or it is refused."""
@@ -107,10 +115,12 @@ class ClusterFile:
         log.info("workers in %s: %d prefill, %d decode", self._path, *_counts(config))
 
     def _stamp(self) -> _Stamp:
-        """What tells one state of the file from another; None where there is none."""
+        """What tells one state of the file from another; None where there is no regular one."""
         try:
             found = self._path.stat()
         except OSError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 

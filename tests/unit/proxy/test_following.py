@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -106,6 +106,10 @@ def test_one_that_another_takes_the_place_of_is_noticed(world: World, tmp_path: 
         ("[prefill]\ncount = 3\n", "proxy differs"),
         (BEFORE.replace("2", "3") + "[ship]\nwindow_mib = 1\n", "ship differs"),
         (BEFORE.replace("2", "3\nranks = 2"), "ranks differs"),
+        (BEFORE.replace("2", "1" * 5000), "TOML"),
+        (BEFORE + "x = " + "[" * 5000, "TOML"),
+        (BEFORE.replace("2", "1000000000"), "count"),
+        (BEFORE + "[decode]\nhosts = []\n", "hosts"),
     ],
 )
 def test_anything_else_is_refused_in_one_line_and_what_was_stays(
@@ -133,6 +137,40 @@ def test_a_file_that_is_gone_is_refused_until_it_is_back(
     world.look()
     assert "cannot read" in caplog.text
     assert world.feed.followed == []
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_unread(
+    world: World, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
+) -> None:
+    world.path.unlink()
+    make(world.path)
+    for _ in range(3):
+        assert not world.look()
+    (line,) = caplog.messages
+    assert "cannot read" in line
+
+
+def test_what_is_written_while_it_is_read_is_read_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of it may well be a cluster's file, with fewer workers."""
+    load = cluster.load
+
+    def part(path: Path) -> cluster.ClusterConfig:
+        whole = path.read_text()
+        path.write_text("[proxy]\nport = 9000\n")
+        found = load(path)
+        world.write(whole)
+        monkeypatch.setattr(cluster, "load", load)
+        return found
+
+    world.write(BEFORE.replace("2", "3"))
+    monkeypatch.setattr(cluster, "load", part)
+    for _ in range(4):
+        world.look()
+    assert [len(uris) for uris in world.feed.followed] == [4]
 
 
 def test_what_cannot_be_dialled_is_not_in_force(world: World) -> None:
