@@ -220,12 +220,14 @@ def _opened(
     context: zmq.Context[Socket], kind: int, options: SocketOptions, complaint: str
 ) -> Iterator[Socket]:
     """A socket with its limits set; closed again, with a ConfigError, where the rest fails."""
-    socket = context.socket(kind)
+    socket = None
     try:
+        socket = context.socket(kind)
         _bound(socket, options)
         yield socket
     except zmq.ZMQError as error:
-        socket.close()
+        if socket is not None:  # else there are too many
+            socket.close()
         raise ConfigError(f"{complaint}: {error.strerror}") from None
 
 

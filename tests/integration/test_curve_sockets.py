@@ -254,3 +254,14 @@ def test_works_with_asyncio_and_several_listeners_of_one_context(credentials: Cr
             context.destroy(linger=0)
 
     asyncio.run(scenario())
+
+
+def test_one_socket_too_many_is_told_in_one_line(context: Ctx, credentials: Credentials) -> None:
+    context.set(zmq.MAX_SOCKETS, 1)
+    with (
+        dial(context, "zmq+tcp://127.0.0.1:1", "proxy", "decode", credentials),
+        pytest.raises(
+            ConfigError, match=r"cannot dial zmq\+tcp://127.0.0.1:2: Too many open files"
+        ),
+    ):
+        dial(context, "zmq+tcp://127.0.0.1:2", "proxy", "decode", credentials)
