@@ -179,9 +179,13 @@ class FeedClient:
         return True
 
     def _tell_again(self, worker: str) -> None:
-        if worker not in self._told or worker not in self._sockets:
+        if worker not in self._told:
             return
         told, until = self._told[worker]
+        if worker not in self._sockets:
+            if not told.prompts:  # its relay forgets by itself what it is not told again
+                del self._told[worker]
+            return
         # Who is late is expected to take as long again.
         seconds = min(abs(until - time.monotonic()), _MOST_SECONDS)
         message = msgspec.structs.replace(told, seconds=seconds if told.prompts else 0.0)

@@ -33,6 +33,7 @@ from kvstore.index import Directory
 from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot
 from kvstore.relay import replay_endpoint
 from kvstore.transport.sockets import listen
+from tests.support.announcing import announce
 from tests.support.relays import WAIT_SECONDS, RunningRelay, following, until
 
 HASHES = [bytes([i]) * 32 for i in range(200)]
@@ -298,6 +299,16 @@ def test_nothing_is_left_behind(
         assert not thread.is_alive()
     # The address is free again at once, and the context was really ended.
     RunningRelay(run_dir, credentials, feed, "prefill").stop()
+
+
+def test_of_a_worker_that_is_gone_nothing_stays_to_be_told(credentials: Credentials) -> None:
+    """A request may end long after its worker has left."""
+    client = FeedClient({}, credentials, "proxy-0", Directory(3.0))
+    for number in range(9):
+        gone = announce(f"prefill-{number}")
+        client.tell(gone, 1, 0.5)
+        client.tell(gone, 0, 0.0)
+    assert not client._told
 
 
 def test_workers_join_and_leave_and_others_are_known_all_the_time(
