@@ -65,6 +65,7 @@ class Turns:
         """How fast the workers of ``layout`` are."""
         if layout not in self._paces:
             known = {Layout.of(one) for role in ROLES for one in self._directory.workers(role)}
+            known |= self._queues.keys()  # a scheduler that is left keeps what it was made with
             self._paces = {one: pace for one, pace in self._paces.items() if one in known}
             self._paces[layout] = Pace()
         return self._paces[layout]

@@ -321,3 +321,21 @@ def test_layouts_that_nobody_has_any_more_are_forgotten() -> None:
         assert len(scene.turns._queues) <= 2
 
     run(scenario)
+
+
+def test_a_queue_and_who_foretells_have_one_pace() -> None:
+    """Also where a worker is gone for a while and another layout comes meanwhile."""
+
+    async def scenario() -> None:
+        scene = Scene("w0")
+        given = await scene.come()
+        assert given is not None
+        other = msgspec.structs.replace(announce("w0"), fingerprint="other")
+        scene.directory.apply(other, 0.0)
+        scene.turns.pace(Layout.of(other))
+        scene.directory.apply(announce("w0"), 0.0)
+        for _ in range(5):
+            scene.turns.ended(given, computed=True, took=Sample(1000, 0, 5.0))
+        assert scene.turns.pace(LAYOUT).prefill.curve.seconds(1000.0, 0.0) > 1
+
+    run(scenario)
