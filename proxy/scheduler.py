@@ -227,8 +227,7 @@ class Scheduler:
                 one.looked_up, one.version = now, self._version
         leanings = (fleet.lean(one.prompt.hint, one.found.held, one.found.seconds) for one in first)
         placed = place((one.found.seconds for one in first), workers, terms, leanings)
-        work = workers.work.tolist()
-        return [(first[row], self._give(first[row], at, work[at], now)) for row, at in placed]
+        return [(first[row], self._give(first[row], at, workers, now)) for row, at in placed]
 
     def wakes(self, now: float) -> float | None:
         """When to decide again if nothing happens before; None: not then either."""
@@ -299,12 +298,13 @@ class Scheduler:
         """Seconds."""
         return self._weights.patience * self._usual
 
-    def _give(self, waiting: Waiting, at: int, work: float, now: float) -> Given:
+    def _give(self, waiting: Waiting, at: int, workers: Workers, now: float) -> Given:
         if waiting.looked_up < now:  # the legs are told what it finds, and so are operators
             waiting.found = self._look_up(waiting.prompt, waiting.chain, now)
         worker, (held, loads, seconds) = self._fleet.workers[at], waiting.found.of(at)
         loading = self._pace.loading(float(loads))
-        given = Given(waiting.key, worker, held, seconds, loads, loading, work)
+        given = Given(waiting.key, worker, held, seconds, loads, loading, float(workers.work[at]))
+        workers.work[at] += seconds  # what comes after it in this round has that before it
         self._lines.given(waiting, len(self._fleet.workers), now)
         self._promised.add(given.key, life(worker), waiting.chain)
         self._loads.setdefault(life(worker), Load()).give(given, now)

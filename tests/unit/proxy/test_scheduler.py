@@ -188,6 +188,14 @@ def test_what_waited_is_looked_up_as_it_is_given() -> None:
     assert fleet.decide(0.11) == [("w0", 100)]
 
 
+def test_what_is_given_at_once_lies_before_what_is_given_next() -> None:
+    fleet = Fleet("w0")
+    fleet.enter([], tenant="a")
+    fleet.enter([], tenant="b")
+    works = [given.work for _, given in fleet.scheduler.decide(0.0)]
+    assert works == [0.0, pytest.approx(0.01)]
+
+
 def test_what_is_being_computed_counts_as_held_there() -> None:
     fleet = Fleet("w0", "w1")
     fleet.enter([1, 2])
