@@ -40,6 +40,8 @@ def block_chain(
     """
     lora: Extra = (("lora", *adapter),) if adapter else ()
     chain = list(known)
+    if len(tokens) < block_size:  # which a worker has told, whatever it may be
+        return chain
     parent, first = chain[-1] if chain else _ROOT, len(chain) * block_size
     numbers, ends = _cbor(tokens[first : len(tokens) // block_size * block_size], block_size)
     array = cbor2.dumps([0] * block_size)[:-block_size]
