@@ -23,6 +23,9 @@ from proxy.steering import DecodeOnly, Disaggregated, Fleet, Reject, Staff
 from proxy.turns import Turns
 from proxy.usage import Path
 
+STALE_SECONDS = 0.25
+"""Who waited longer is looked up anew: what decode workers hold has changed meanwhile."""
+
 Plan = Disaggregated | DecodeOnly | Reject
 
 
@@ -108,7 +111,7 @@ class Planner:
 
     async def plan(self, job: Job, flight: Flight, until: float) -> Decided:
         """Who serves ``job``; returns when it is its turn. Raises ApiError as ``Turns.take``."""
-        considered = self.consider(job)
+        began, considered = self._clock(), self.consider(job)
         layout, asked = considered.plan, considered.asked
         if not isinstance(layout, Layout):
             return Decided(layout, self._predicted(job, layout, considered.fleet))
@@ -119,7 +122,8 @@ class Planner:
         if given is not None:
             flight.occupy(lambda: self._turns.ended(given, computed=False))
         now = self._fleet(job.model, job.hint)
-        if now.staff is considered.fleet.staff:
+        fresh = self._clock() - began <= STALE_SECONDS
+        if fresh and now.staff is considered.fleet.staff:
             held = considered.fleet.held
         else:
             held = self._held(self._directory.held(asked.names), now.staff)

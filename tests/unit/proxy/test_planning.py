@@ -1,0 +1,81 @@
+"""Who serves a request is decided by what is held when it is its turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from kvstore.blockhash import block_chain, block_names
+from kvstore.cluster import Tenant
+from kvstore.index import Directory
+from kvstore.messages import Announce, Snapshot
+from proxy.flight import Flight
+from proxy.jobs import Call, Job
+from proxy.loads import Loads
+from proxy.planning import Planner
+from proxy.requests import parse
+from proxy.steering import Disaggregated
+from proxy.turns import Turns
+from tests.support.announcing import announce
+from tests.support.proxy_fakes import NoPeers
+
+SALT = "s"
+LONG = list(range(19_800))
+"""Takes a worker one second, as far as anybody knows."""
+
+
+def job(tokens: list[int]) -> Job:
+    tenant = Tenant(name="t", keys_sha256=())
+    request = parse("completions", b'{"prompt": "x"}')
+    return Job(Call("completions", tenant, b"", "r", 0.0), request, "m", SALT, tokens, None)
+
+
+class Scene:
+    """One prefill worker, and decode workers; time passes by hand."""
+
+    def __init__(self, *decode: str) -> None:
+        self.now = 0.0
+        self._seq = 0
+        self.directory = Directory(lease_seconds=1e12)
+        self.directory.apply(announce(), 0.0)
+        self.decode: dict[str, Announce] = {}
+        for worker in decode:
+            self.decode[worker] = msgspec.structs.replace(announce(worker), role="decode")
+            self.holds(worker, [])
+        peers = NoPeers()
+        self.loads = Loads(peers)
+        self.turns = Turns(self.directory, peers, 9, self.clock)
+        self.planner = Planner(self.directory, self.loads, self.turns, self.clock)
+
+    def clock(self) -> float:
+        return self.now
+
+    def holds(self, worker: str, tokens: list[int]) -> None:
+        self._seq += 1
+        known = msgspec.structs.replace(self.decode[worker], seq=self._seq)
+        held = b"".join(block_names(block_chain(tokens, known.block_size, SALT)))
+        self.directory.apply(known, 0.0)
+        self.directory.apply(Snapshot(worker, "g0", self._seq, 0, 1, "gpu", held), 0.0)
+
+    def flight(self) -> Flight:
+        return Flight(self.loads, self.clock)
+
+
+def test_who_decodes_is_chosen_by_what_is_held_when_its_turn_comes() -> None:
+    async def scenario() -> None:
+        scene = Scene("d0", "d1")
+        first = (await scene.planner.plan(job(LONG[::-1]), scene.flight(), 1e9)).plan
+        assert isinstance(first, Disaggregated)
+        scene.holds("d0", LONG[:640])
+        waits = asyncio.create_task(scene.planner.plan(job(LONG), scene.flight(), 1e9))
+        await asyncio.sleep(0)
+        scene.holds("d0", [])
+        scene.holds("d1", LONG[:640])
+        scene.now = 1.0
+        scene.turns.ended(first.given, computed=True)
+        then = (await waits).plan
+        assert isinstance(then, Disaggregated)
+        assert then.decode.worker == "d1"
+
+    asyncio.run(scenario())
