@@ -105,7 +105,7 @@ def to_params(content: Ticket | PrefillReport) -> dict[str, object]:
 
 def whole_blocks(length: int, block_size: int) -> int:
     """Tokens in whole blocks before a prompt's last token, which decode computes in any case."""
-    return (length - 1) // block_size * block_size
+    return max(0, length - 1) // block_size * block_size
 
 
 def decode_computes_rest(held: int, length: int, block_size: int) -> bool:

@@ -61,7 +61,7 @@ def holdings(
     goes on in nothing, and what it loads may end within a block. Where it has all whole blocks it
     loads nothing.
     """
-    whole = whole_blocks(tokens, block_size) if tokens else 0
+    whole = whole_blocks(tokens, block_size)
     here = np.minimum(gpu * block_size, whole)
     there = dram * block_size // chunk_tokens * chunk_tokens
     there = np.minimum(there, max(0, tokens - 1))

@@ -15,7 +15,7 @@ from proxy.jobs import Call, Job
 from proxy.loads import Loads
 from proxy.planning import Planner
 from proxy.requests import parse
-from proxy.steering import Disaggregated
+from proxy.steering import DecodeOnly, Disaggregated
 from proxy.turns import Turns
 from tests.support.announcing import announce
 from tests.support.proxy_fakes import NoPeers
@@ -77,5 +77,16 @@ def test_who_decodes_is_chosen_by_what_is_held_when_its_turn_comes() -> None:
         then = (await waits).plan
         assert isinstance(then, Disaggregated)
         assert then.decode.worker == "d1"
+
+    asyncio.run(scenario())
+
+
+def test_of_an_empty_prompt_nothing_is_foretold_to_be_held() -> None:
+    async def scenario() -> None:
+        scene = Scene("d0")
+        decided = await scene.planner.plan(job([]), scene.flight(), 1e9)
+        assert isinstance(decided.plan, DecodeOnly)
+        assert decided.predicted is not None
+        assert decided.predicted.cached == 0
 
     asyncio.run(scenario())
