@@ -20,6 +20,9 @@ ERROR = Bound("ttft_error_p50", "at most", 0.25)
 MEANT = 500
 """Requests that the bounds are of."""
 
+_LEAST_HITS = 0.5
+"""Of the requests: that nothing was found where nothing was foretold says little."""
+
 _WORST = 15
 _PARTS = {
     "queue": ("route", "queue"),
@@ -45,6 +48,8 @@ def judgements(found: Sequence[Asked]) -> list[Judgement]:
 def metrics(found: Sequence[Asked]) -> dict[str, float]:
     """By name; errors are fractions."""
     told = {one.bound.metric: one.value for one in judgements(found)}
+    hits = _hits(found)
+    told["hits"], told["hits_equal_cached_share"] = len(hits), _share(hits)
     told["requests"], told["failed"] = len(found), sum(1 for one in found if one.error)
     if errors := _errors(found):
         told["ttft_error_p90"] = percentile(errors, 90)
@@ -64,6 +69,8 @@ def verdict(found: Sequence[Asked], others: float) -> Verdict:
     reasons = []
     if len(found) < MEANT:
         reasons.append(f"the bounds are of {MEANT} requests")
+    if len(hits := _hits(found)) < _LEAST_HITS * len(found):
+        reasons.append(f"only {len(hits)} requests found anything, or were to")
     if not _errors(found):
         reasons.append("the server predicts nothing")
     if failed := sum(1 for one in found if one.error):
@@ -122,6 +129,11 @@ def _ms(seconds: float | None) -> float | None:
 
 def _share(found: Sequence[Asked]) -> float:
     return sum(1 for one in found if one.equal) / len(found) if found else 0.0
+
+
+def _hits(found: Sequence[Asked]) -> Sequence[Asked]:
+    """Those of which some tokens were cached, or should have been."""
+    return [one for one in found if one.cached or one.predicted_cached]
 
 
 def _errors(found: Sequence[Asked]) -> list[float]:

@@ -101,3 +101,11 @@ def test_the_report_names_who_was_furthest_off() -> None:
     assert "901" in text.split("TTFT FURTHEST OFF")[1]
     assert "902" in text.split("OTHER TOKENS THAN PREDICTED")[1].split("TTFT FURTHEST OFF")[0]
     assert report.metrics(found)["decode-only_equal_cached_share"] == 0.0
+
+
+def test_nothing_found_where_nothing_was_foretold_proves_little() -> None:
+    nothing = [one(cached=0, predicted_cached=0) for _ in range(report.MEANT)]
+    told = report.verdict(nothing, 0.0)
+    assert not told.valid
+    assert "only 0 requests found anything" in told.reasons[0]
+    assert report.metrics([one(), *nothing])["hits"] == 1
