@@ -52,11 +52,14 @@ def metrics(judged: Judgement, taken: Restarts, amounts: RestartAmounts) -> dict
 
 
 def verdict(judged: Judgement, taken: Restarts) -> Verdict:
-    """Valid where the bound was kept, and hits depend on steering at all."""
+    """Valid where the bound was kept and what came after it too, and hits depend on steering."""
     reasons = []
     before, blind = (median([getattr(one, of) for one in taken.rounds]) for of in _RATIOS)
     if blind > _BLIND * before:
         reasons.append(f"chosen at random workers hold {blind:.3f}, steered to {before:.3f}")
+    if lost := [at for at, one in enumerate(taken.rounds, 1) if one.after < BACK * one.before]:
+        # Of many short windows one is good by chance.
+        reasons.append(f"all in all rounds {lost} did not come back to {BACK:.0%}")
     valid = judged.outcome == "kept" and not reasons
     if taken.others > NOISY_CORES:
         reasons.append(f"others computed on {taken.others:.2f} cores meanwhile")

@@ -80,8 +80,8 @@ def test_held_is_counted_to_the_first_hole_and_never_the_last_token() -> None:
     assert found(holding, BLOCKS[:4], 70, 16) == 64
 
 
-def taken(*back: float | None, blind: float = 0.4) -> Restarts:
-    rounds = [Round(0.8, 0.78, blind, 0.9, 1.0, one) for one in back]
+def taken(*back: float | None, blind: float = 0.4, after: float = 0.78) -> Restarts:
+    rounds = [Round(0.8, after, blind, 0.9, 1.0, one) for one in back]
     return Restarts(rounds=rounds, answered=10)
 
 
@@ -108,3 +108,10 @@ def test_hits_that_need_no_steering_prove_nothing() -> None:
     told = verdict(judgement(found, AMOUNTS), found)
     assert not told.valid
     assert "chosen at random" in told.reasons[0]
+
+
+def test_one_good_window_is_not_enough() -> None:
+    found = taken(1.0, after=0.6)
+    told = verdict(judgement(found, AMOUNTS), found)
+    assert not told.valid
+    assert "rounds [1] did not come back" in told.reasons[0]
