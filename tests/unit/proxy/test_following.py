@@ -72,6 +72,14 @@ def test_a_worker_more_and_one_less_are_followed(world: World) -> None:
     ]
 
 
+def test_what_was_changed_can_be_changed_back(world: World) -> None:
+    for count in "32":
+        world.write(BEFORE.replace("2", count))
+        world.look()
+        world.look()
+    assert [len(uris) for uris in world.feed.followed] == [4, 3]
+
+
 def test_a_file_that_is_still_written_is_not_read(world: World) -> None:
     for text in ("[prefill]\n", "[prefill]\ncount = 3\n", BEFORE.replace("2", "3")):
         world.write(text)
