@@ -72,6 +72,14 @@ def test_a_worker_more_and_one_less_are_followed(world: World) -> None:
     ]
 
 
+def test_what_one_role_was_changed_to_stays_when_another_changes(world: World) -> None:
+    for text in (BEFORE.replace("2", "3"), BEFORE.replace("2", "3") + "[decode]\ncount = 2\n"):
+        world.write(text)
+        world.look()
+        world.look()
+    assert [len(uris) for uris in world.feed.followed] == [4, 5]
+
+
 def test_what_was_changed_can_be_changed_back(world: World) -> None:
     for count in "32":
         world.write(BEFORE.replace("2", count))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import msgspec
+import pytest
 
 from kvstore.blockhash import block_chain, block_names
 from kvstore.cluster import Tenant
 from kvstore.index import Directory
 from kvstore.messages import Announce, Snapshot
+from proxy import hints
 from proxy.flight import Flight
 from proxy.jobs import Call, Job
 from proxy.loads import Loads
@@ -25,10 +28,10 @@ LONG = list(range(19_800))
 """Takes a worker one second, as far as anybody knows."""
 
 
-def job(tokens: list[int]) -> Job:
+def job(tokens: list[int], hint: int | None = None) -> Job:
     tenant = Tenant(name="t", keys_sha256=())
     request = parse("completions", b'{"prompt": "x"}')
-    return Job(Call("completions", tenant, b"", "r", 0.0), request, "m", SALT, tokens, None)
+    return Job(Call("completions", tenant, b"", "r", 0.0), request, "m", SALT, tokens, None, hint)
 
 
 class Scene:
@@ -88,5 +91,33 @@ def test_of_an_empty_prompt_nothing_is_foretold_to_be_held() -> None:
         assert isinstance(decided.plan, DecodeOnly)
         assert decided.predicted is not None
         assert decided.predicted.cached == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_is_foretold_counts_the_wait_and_who_else_is_there() -> None:
+    async def scenario() -> None:
+        scene = Scene("d0")
+        scene.now = 2.0
+        first = (await scene.planner.plan(job(LONG[:640]), scene.flight(), 1e9)).predicted
+        assert first is not None
+        assert (first.waited, first.busy) == (2.0, False)
+        with scene.loads.counted(scene.decode["d0"]):
+            second = (await scene.planner.plan(job(LONG[:20]), scene.flight(), 1e9)).predicted
+        assert second is not None
+        assert second.busy
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_hint_decides_who_decodes(at: int) -> None:
+    async def scenario() -> None:
+        scene = Scene("d0", "d1")
+        known = hints.numbers(["d0", "d1"])
+        hint = next(one for one in itertools.count() if hints.meant(one, known) == at)
+        plan = (await scene.planner.plan(job(LONG, hint), scene.flight(), 1e9)).plan
+        assert isinstance(plan, Disaggregated)
+        assert plan.decode.worker == f"d{at}"
 
     asyncio.run(scenario())
