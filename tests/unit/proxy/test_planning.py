@@ -10,7 +10,7 @@ import pytest
 
 from kvstore.blockhash import block_chain, block_names
 from kvstore.cluster import Tenant
-from kvstore.index import Directory
+from kvstore.index import Directory, Residency
 from kvstore.messages import Announce, Snapshot
 from proxy import hints
 from proxy.flight import Flight
@@ -119,5 +119,41 @@ def test_a_hint_decides_who_decodes(at: int) -> None:
         plan = (await scene.planner.plan(job(LONG, hint), scene.flight(), 1e9)).plan
         assert isinstance(plan, Disaggregated)
         assert plan.decode.worker == f"d{at}"
+
+    asyncio.run(scenario())
+
+
+def test_decode_workers_that_come_meanwhile_are_looked_up() -> None:
+    """However short the wait was: others stand elsewhere now."""
+
+    async def scenario() -> None:
+        scene = Scene("d1")
+        first = (await scene.planner.plan(job(LONG[::-1]), scene.flight(), 1e9)).plan
+        assert isinstance(first, Disaggregated)
+        waits = asyncio.create_task(scene.planner.plan(job(LONG), scene.flight(), 1e9))
+        await asyncio.sleep(0)
+        scene.decode["d0"] = msgspec.structs.replace(announce("d0"), role="decode")
+        scene.holds("d0", LONG[:640])
+        scene.turns.ended(first.given, computed=True)
+        then = (await waits).plan
+        assert isinstance(then, Disaggregated)
+        assert then.decode.worker == "d0"
+
+    asyncio.run(scenario())
+
+
+def test_who_is_served_at_once_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        scene = Scene("d0")
+        lookups: list[int] = []
+        held = scene.directory.held
+
+        def watched(names: list[bytes]) -> Residency:
+            lookups.append(len(names))
+            return held(names)
+
+        monkeypatch.setattr(scene.directory, "held", watched)
+        await scene.planner.plan(job(LONG), scene.flight(), 1e9)
+        assert len(lookups) == 1
 
     asyncio.run(scenario())

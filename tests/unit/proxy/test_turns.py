@@ -319,6 +319,7 @@ def test_layouts_that_nobody_has_any_more_are_forgotten() -> None:
             assert one is not None
             scene.turns.ended(one, computed=True)
         assert len(scene.turns._queues) <= 2
+        assert len(scene.turns._paces) <= 3
 
     run(scenario)
 
