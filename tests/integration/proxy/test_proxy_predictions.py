@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proxy.metrics import Metrics, Story
+from proxy.pace import Pace, Prediction
+from proxy.usage import Account
 from tests.support.proxy_fakes import (
     CHUNK,
     PROMPT_TOKENS,
@@ -142,3 +146,35 @@ def test_slow_workers_are_expected_to_be_slow(tmp_path: Path) -> None:
             assert predicted[-1]["ttft"] == pytest.approx(actual[-1], rel=0.5)
 
     run(scenario)
+
+
+def test_only_streams_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any other answer nobody knows when its first token came."""
+    learnt: list[Prediction] = []
+
+    def learn(self: Pace, made: Prediction, *told: object) -> None:
+        learnt.append(made)
+
+    monkeypatch.setattr(Pace, "learn", learn)
+
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            tell(s, held=0)
+            async with s.post(chat()) as reply:
+                await reply.read()
+            assert not learnt
+            await streamed(s)
+            assert len(learnt) == 1
+
+    run(scenario)
+
+
+def test_what_is_compared_is_the_foretold_over_the_real() -> None:
+    metrics = Metrics()
+    made = Prediction("disaggregated", 100, 64, waited=0.5, before=0.5, prefill=0.5, after=0.5)
+    account = Account(100, 1, 64)
+    story = Story("r", "t", "chat", 1.0, "disaggregated", first_token=2.0, account=account)
+    metrics.ended(replace(story, predicted=made), 3.0)
+    told = metrics.exposition(1, 1, 0).decode()
+    name = "kvferry_predicted_first_token_ratio_sum"
+    assert f'{name}{{path="disaggregated"}} 2.0' in told

@@ -124,20 +124,20 @@ def test_a_hint_decides_who_decodes(at: int) -> None:
 
 
 def test_decode_workers_that_come_meanwhile_are_looked_up() -> None:
-    """However short the wait was: others stand elsewhere now."""
+    """However short the wait was: what is known is of others."""
 
     async def scenario() -> None:
-        scene = Scene("d1")
+        scene = Scene("d0")
         first = (await scene.planner.plan(job(LONG[::-1]), scene.flight(), 1e9)).plan
         assert isinstance(first, Disaggregated)
         waits = asyncio.create_task(scene.planner.plan(job(LONG), scene.flight(), 1e9))
         await asyncio.sleep(0)
-        scene.decode["d0"] = msgspec.structs.replace(announce("d0"), role="decode")
-        scene.holds("d0", LONG[:640])
+        scene.decode["d1"] = msgspec.structs.replace(announce("d1"), role="decode")
+        scene.holds("d1", LONG[:640])
         scene.turns.ended(first.given, computed=True)
         then = (await waits).plan
         assert isinstance(then, Disaggregated)
-        assert then.decode.worker == "d0"
+        assert then.decode.worker == "d1"
 
     asyncio.run(scenario())
 
