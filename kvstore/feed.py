@@ -19,6 +19,7 @@ import zmq
 import zmq.asyncio
 
 from kvstore.blockhash import are_names
+from kvstore.cluster import MOST_WORKERS
 from kvstore.codec import MAX_HEADER_BYTES, decode, encode
 from kvstore.credentials import Credentials
 from kvstore.engagements import Engagements
@@ -26,6 +27,7 @@ from kvstore.errors import ConfigError, WireError
 from kvstore.index import Directory
 from kvstore.messages import (
     PROTOCOL_VERSION,
+    ROLES,
     Announce,
     Delta,
     Engaged,
@@ -44,6 +46,8 @@ _OPTIONS = SocketOptions(
     receive_queue=1000,
     heartbeats=False,  # Leases tell who is there, and this end may be slow to read.
 )
+_SOCKETS = len(ROLES) * MOST_WORKERS + 64
+"""Of all relays, and ZeroMQ's own; without saying so there would be 1,023."""
 _BURST = 64
 _MOST_SECONDS = 86_400.0
 _BURST_BYTES = 1 << 20
@@ -97,6 +101,7 @@ class FeedClient:
         """
         self._heard = heard
         self._context = zmq.asyncio.Context()
+        self._context.set(zmq.MAX_SOCKETS, _SOCKETS)
         try:
             dialled = self._dial(self._uris)
             async with asyncio.TaskGroup() as self._tasks:

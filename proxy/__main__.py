@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
 import os
@@ -12,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import uvicorn
@@ -26,6 +25,7 @@ from kvstore.feed import FeedClient
 from kvstore.index import Directory
 from kvstore.messages import Announce
 from proxy.app import Api, create
+from proxy.background import running
 from proxy.following import ClusterFile, feeds
 from proxy.identity import Keyring
 from proxy.learning import Learner
@@ -79,24 +79,12 @@ def application(
     @asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
         async with upstream:
-            following = asyncio.create_task(feed.run(pipeline.heard), name="feed")
-            learning = asyncio.create_task(learner.run(), name="learning")
-            looking = asyncio.create_task(followed.run(), name="following the cluster file")
-            tasks = {following, learning, looking}
-            for task in tasks:
-                task.add_done_callback(_report)
-            await asyncio.sleep(0)
-            if following.done():  # an address that cannot be dialled
-                following.result()
-            # What is here now stays: no collection has to look at it again.
-            gc.freeze()
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-                renderer.close()
+            with closing(renderer):
+                beside = {"learning": learner.run(), "following the cluster file": followed.run()}
+                async with running(feed.run(pipeline.heard), beside):
+                    # What is here now stays: no collection has to look at it again.
+                    gc.freeze()
+                    yield
 
     return create(
         Api(pipeline, Keyring(config.tenants, credentials.http_token()), metrics, config.proxy),
@@ -170,11 +158,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("%s ended: %s: %s", task.get_name(), type(error).__name__, error)
 
 
 if __name__ == "__main__":

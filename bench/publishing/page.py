@@ -20,6 +20,8 @@ class CannotPublish(BenchError):
 def read(clone: Path) -> str:
     """README. Raises CannotPublish."""
     readme = clone / "README.md"
+    if not (clone / RESULTS).is_dir():
+        raise CannotPublish(f"{clone} is no clone of kvferry: it has no {RESULTS}")
     try:
         return readme.read_text(encoding="utf-8")
     except OSError as error:

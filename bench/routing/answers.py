@@ -11,8 +11,6 @@ from bench.stub import wire
 from kvstore.handoff import PrefillReport, to_params
 
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-_UNMEASURED = 0.0
-"""Milliseconds: a stub computes nothing, and a proxy is not to learn that computing is free."""
 _STREAM_START = wire.STREAM_HEAD.removesuffix(b"\r\n")
 _TIMES = b'x-kvferry-times: {"arrived_ms":0.2,"begun_ms":0.1}\r\n'
 Fate = Literal["nothing to fetch", "fetched", "abandoned"]
@@ -54,7 +52,7 @@ class Stream:
         return b"%b%b%b\r\n%b" % (_STREAM_START, _TIMES, outcome, self._first)
 
 
-def prefilled(chat: bool, model: str, held: int, milliseconds: float = _UNMEASURED) -> bytes:
+def prefilled(chat: bool, model: str, held: int, milliseconds: float) -> bytes:
     """A prefill worker's answer to kvferry; ``held`` tokens of the prompt were there already, and
     computing the others took so long.
     """

@@ -21,11 +21,10 @@ from bench.routing.feeds import Feed, context
 from bench.routing.holdings import Holding
 from bench.routing.rendering import Renderer
 from bench.routing.tally import Tally
-from bench.routing.worker import Asker, Computing, Host, Worker
+from bench.routing.worker import CURVE, Asker, Computing, Host, Worker
 from kvstore import cluster
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
-from kvstore.curves import PrefillCurve
 from kvstore.errors import ConfigError
 from kvstore.messages import PROTOCOL_VERSION, ROLES, Announce, Role
 
@@ -33,9 +32,6 @@ READY = "all listen"
 OUTPUT_TOKENS = 16
 BLOCKS = 1 << 16
 """That a worker holds at most: about a million tokens."""
-
-CURVE = PrefillCurve(0.02, 60e-6, 0.0)
-"""How long workers that compute take: as a small engine's would."""
 
 _MODEL_LENGTH = 1 << 20
 _BACKLOG = 4096
