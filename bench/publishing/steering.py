@@ -91,10 +91,10 @@ def _simulated(result: CommandResult) -> list[str]:
         rows.append(f"| {_RULES[rule]} | {told} |")
     rows.append(f"| infinite cache | {tell(found['oracle_hit_ratio'])} | | | |")
     how = (
-        f"**Where requests go**: {asked['requests']:,} requests of Mooncake's conversation trace to "
-        f"{asked['workers']} simulated engines, each with {asked['blocks']:,} blocks of 512 tokens "
-        f"and {1e6 / asked['engine']['token_us']:,.0f} tokens per second, under "
-        f"{asked['utilization']:.0%} of the load that an infinite cache would leave them. TTFT ends "
+        f"**Where requests go**: {asked['requests']:,} requests of Mooncake's conversation trace, "
+        f"{asked['workers']} simulated engines with {asked['blocks']:,} blocks of 512 tokens each, "
+        f"which compute {1e6 / asked['engine']['token_us']:,.0f} tokens per second, and "
+        f"{asked['utilization']:.0%} of the load that an infinite cache would leave. TTFT ends "
         f"with the prefill; p99 is {found['ttft_p99_vs_no_queue']:.2f} times what it would be "
         f"without queues {_source(result)}. {result.verdict.sentence}"
     )

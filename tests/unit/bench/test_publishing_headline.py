@@ -132,8 +132,16 @@ def test_publishing_changes_the_section_alone(tmp_path: Path) -> None:
 
 def test_a_readme_without_marks_is_left_alone(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
+    (tmp_path / RESULTS).mkdir(parents=True)
     readme.write_text("# nothing to replace\n", encoding="utf-8")
     with pytest.raises(CannotPublish, match="no section"):
         publish(tmp_path, result())
     assert readme.read_text(encoding="utf-8") == "# nothing to replace\n"
     assert not (tmp_path / RESULT).exists()
+
+
+def test_a_folder_that_is_no_clone_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# another project\n", encoding="utf-8")
+    with pytest.raises(CannotPublish, match="no clone of kvferry"):
+        publish(tmp_path, result())
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
