@@ -105,7 +105,9 @@ class LiveCluster:
             for name, key in KEYS.items()
         )
         file = home / "cluster.toml"
-        file.write_text(f'[model]\npath = "{model}"\n{settings}{tenants}')
+        # In bfloat16 a prompt computed in other steps may go on with another token.
+        model_table = f'[model]\npath = "{model}"\ndtype = "float32"\n'
+        file.write_text(f"{model_table}{settings}{tenants}")
         environment = dict(
             os.environ,
             XDG_RUNTIME_DIR=self._runtime.name,
