@@ -157,11 +157,11 @@ class Scheduler:
         self._update_fleet()
         return self._wait(tenant, self._workers(now).work)
 
-    def ended(self, given: Given, now: float, *, computed: bool) -> None:
-        """The worker has ``computed`` what it was given, or never will. Idempotent."""
+    def ended(self, given: Given, now: float, *, computed: bool) -> bool:
+        """The worker has ``computed`` what it was given, or never will; whether that is news."""
         load = self._loads.get(life(given.worker))
         if load is None or not load.ended(given.key, now):
-            return
+            return False
         if computed:
             self._failures.pop(life(given.worker), None)
             self._over.append((now + self._weights.lingers, given.key))
@@ -169,6 +169,7 @@ class Scheduler:
             self._promised.remove(given.key)
         if not load.given:
             del self._loads[life(given.worker)]
+        return True
 
     def expected(
         self, prompt: Prompt, now: float, residency: Residency | None = None

@@ -114,8 +114,7 @@ class Turns:
         ``took``: how long that was, if it is known.
         """
         queue = self._queues.get(Layout.of(given.worker))
-        if queue is not None:
-            self._give_back(queue, given, computed=computed)
+        if queue is not None and self._give_back(queue, given, computed=computed):
             if took is not None:
                 queue.scheduler.measured(given.worker, took)
             self._decide(queue)
@@ -160,9 +159,11 @@ class Turns:
             self._give_back(queue, given, computed=False)
         self._decide(queue)
 
-    def _give_back(self, queue: _Queue, given: Given, *, computed: bool) -> None:
-        queue.scheduler.ended(given, self._clock(), computed=computed)
-        self._tell(queue, given.worker)
+    def _give_back(self, queue: _Queue, given: Given, *, computed: bool) -> bool:
+        news = queue.scheduler.ended(given, self._clock(), computed=computed)
+        if news:
+            self._tell(queue, given.worker)
+        return news
 
     def _tell(self, queue: _Queue, worker: Announce) -> None:
         self._peers.tell(worker, *queue.scheduler.engaged(worker, self._clock()))
