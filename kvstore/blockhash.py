@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 import cbor2
 import numpy as np
+import numpy.typing as npt
 
 NAME_BYTES = 16
 """Indexes and feeds carry the first 16 of a hash's 32 bytes: a hint needs no more."""
 
 Extra = tuple[tuple[str, ...], ...]
+Tokens = Sequence[int] | npt.NDArray[np.uint32]
 
 
 _ROOT = hashlib.sha256(cbor2.dumps("vllm-none-hash", canonical=True)).digest()
@@ -25,7 +27,7 @@ _TRIPLE = b"\x83" + cbor2.dumps(_ROOT)[: -len(_ROOT)]
 
 
 def block_chain(
-    tokens: Sequence[int],
+    tokens: Tokens,
     block_size: int,
     salt: str,
     adapter: tuple[str, str] | None = None,
@@ -56,7 +58,7 @@ def block_chain(
     return chain
 
 
-def _cbor(tokens: Sequence[int], block_size: int) -> tuple[bytes, list[int]]:
+def _cbor(tokens: Tokens, block_size: int) -> tuple[bytes, list[int]]:
     """The CBOR of ``tokens`` (whole blocks), one after the other, and where each block ends.
 
     By hand, since the library takes longer for a long prompt than all else does.

@@ -35,7 +35,8 @@ class Chains:
     def names(self, tokens: Sequence[int], block_size: int, salt: str) -> list[bytes]:
         """Of every full block of ``tokens``, each of 32 bits."""
         blocks = max(1, RUN_TOKENS // block_size)
-        packed = np.asarray(tokens, dtype=np.uint32).tobytes()
+        values = np.asarray(tokens, dtype=np.uint32)
+        packed = values.tobytes()
         size = blocks * block_size * _TOKEN_BYTES
         runs = [packed[at : at + size] for at in range(0, len(packed) - size + 1, size)]
         chain: list[bytes] = []
@@ -47,7 +48,7 @@ class Chains:
             self._runs.move_to_end(key)
             chain += found
             known += 1
-        chain = block_chain(tokens, block_size, salt, known=chain)
+        chain = block_chain(values, block_size, salt, known=chain)
         for at in range(known, len(runs)):
             before = chain[max(0, at * blocks - 1) : at * blocks]
             made = chain[at * blocks : (at + 1) * blocks]

@@ -9,11 +9,10 @@ from pathlib import Path
 import uvloop
 
 from bench import environment
-from bench.commands import outcome
+from bench.commands import amounts, outcome
 from bench.load.errors import BadLoad
 from bench.result import CommandResult
 from bench.routing import restart_report
-from bench.routing.rendering import FILES
 from bench.routing.restarting import measure
 from bench.routing.settings import RestartAmounts
 
@@ -39,64 +38,46 @@ _HELP = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     """See Command."""
-    for name, default in asdict(RestartAmounts()).items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(default),
-            default=default,
-            metavar="N",
-            help=f"{_HELP[name]} (%(default)s)",
-        )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=environment.default_model(),
-        metavar="FOLDER",
-        help="whose tokenizer the workers have (%(default)s)",
-    )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the result's files")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the result alone")
+    amounts.add(parser, asdict(RestartAmounts()), _HELP)
 
 
 def run(options: argparse.Namespace) -> int:
     """0: the bound was kept; 1: it was not, or hits did not depend on steering."""
-    amounts = RestartAmounts(**{name: getattr(options, name) for name in _HELP})
-    _check(amounts, options.model)
+    asked = RestartAmounts(**{name: getattr(options, name) for name in _HELP})
+    _check(asked, options.model)
     folder = options.out or outcome.folder_for("restart")
     outcome.require_folder(folder)
     if options.json is not None:
         outcome.require_folder(options.json.parent)
     described = environment.describe()
-    taken = uvloop.run(measure(amounts, options.model.resolve(), outcome.say))
-    judged = restart_report.judgement(taken, amounts)
+    taken = uvloop.run(measure(asked, options.model.resolve(), outcome.say))
+    judged = restart_report.judgement(taken, asked)
     found = restart_report.verdict(judged, taken)
     result = CommandResult(
         command="restart",
         verdict=found,
-        metrics=restart_report.metrics(judged, taken, amounts),
-        detail=restart_report.detail(taken, amounts),
-        settings={**asdict(amounts), "model": options.model.name},
+        metrics=restart_report.metrics(judged, taken, asked),
+        detail=restart_report.detail(taken, asked),
+        settings={**asdict(asked), "model": options.model.name},
         environment=described,
     )
     subtitle = (
-        f"rounds: {amounts.rounds}, workers: {amounts.workers}, "
-        f"clients: {amounts.clients}, {environment.cpu_model()}"
+        f"rounds: {asked.rounds}, workers: {asked.workers}, "
+        f"clients: {asked.clients}, {environment.cpu_model()}"
     )
-    document = restart_report.document(judged, taken, amounts, subtitle, found)
+    document = restart_report.document(judged, taken, asked, subtitle, found)
     return outcome.deliver_document(result, document, folder, options.json)
 
 
-def _check(amounts: RestartAmounts, model: Path) -> None:
+def _check(asked: RestartAmounts, model: Path) -> None:
     """Raises BadLoad."""
-    for name, value in asdict(amounts).items():
+    for name, value in asdict(asked).items():
         if name != "seed" and value <= 0:
             raise BadLoad(f"--{name.replace('_', '-')} is above 0")
-    if amounts.workers % 2:
+    if asked.workers % 2:
         raise BadLoad("--workers is even: half of them prefill")
-    if amounts.clients > amounts.conversations * amounts.workers // 2:
+    if asked.clients > asked.conversations * asked.workers // 2:
         raise BadLoad("--clients are as many as there are conversations at most")
-    if min(amounts.before, amounts.after) < 2 * amounts.window:
+    if min(asked.before, asked.after) < 2 * asked.window:
         raise BadLoad("--before and --after are two windows at least")
-    for name in FILES:
-        if not (model / name).is_file():
-            raise BadLoad(f"{model} has no {name}: run `make install`, or name another --model")
+    amounts.check_model(model)
