@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from kvstore.errors import ConfigError
-from kvstore.messages import DigestName, Role
+from kvstore.messages import DigestName, Epoch, Role, Share
 from kvstore.slices import PORTS
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -25,6 +26,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 Gib = Annotated[float, msgspec.Meta(gt=0)]
 Sha256Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 TenantName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
+AdapterName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 
 
 MOST_WORKERS = 4096
@@ -141,16 +143,36 @@ class Proxy(Section, frozen=True):
 
 
 class Tenant(Section, frozen=True):
-    """Who may call. ``keys_sha256``: SHA-256 of each API key, hex. ``epoch``: raise it to flush."""
+    """Who may call. ``keys_sha256``: SHA-256 of each API key, hex. ``epoch``: raise it to flush.
+
+    Of the DRAM tier's bytes, and of each engine's blocks that are kept for later, ``cache_floor``
+    is not taken away from it as long as it uses that, and more than ``cache_limit`` it never has.
+    ``max_requests``: under way at a time; 0 sets no bound but the proxy's.
+    """
 
     name: TenantName
     keys_sha256: tuple[Sha256Hex, ...]
-    epoch: NotNegative = 0
+    epoch: Epoch = 0
+    cache_floor: Share = 0.0
+    cache_limit: Share = 1.0
+    max_requests: NotNegative = 0
+
+
+class Adapter(Section, frozen=True):
+    """A LoRA fine-tune of the model, served under a ``name`` of its own from a folder ``path``."""
+
+    name: AdapterName
+    path: str
 
 
 class ClusterConfig(Section, frozen=True):
-    """Everything. ``run_dir`` holds sockets, ``state_dir`` keys ("" picks a private folder)."""
+    """Everything. ``run_dir`` holds sockets, ``state_dir`` keys ("" picks a private folder).
 
+    ``profile``: what a host is refused for that could show prompts to others ("strict"), or only
+    warned of ("laptop").
+    """
+
+    profile: Literal["laptop", "strict"] = "laptop"
     run_dir: str = ""
     state_dir: str = ""
     model: Model = Model()
@@ -160,6 +182,7 @@ class ClusterConfig(Section, frozen=True):
     ship: Ship = Ship()
     dram: Dram = Dram()
     proxy: Proxy = Proxy()
+    adapters: tuple[Adapter, ...] = ()
     tenants: tuple[Tenant, ...] = ()
 
     @property
@@ -233,12 +256,31 @@ def parse(text: str, source: str = "configuration") -> ClusterConfig:
             f"{source}: ship.transport 'shm' reads memory of the same host, and network.kind is "
             "'tcp': choose 'auto'"
         )
+    _require_tenants(config, source)
     if config.ship.digest == "none" and config.ship.transport != "zmq":
         raise ConfigError(
             f"{source}: ship.digest 'none' cannot tell a page that was given away while it was "
             "read from the sender's memory: choose ship.transport 'zmq', or leave digests on"
         )
     return config
+
+
+def _require_tenants(config: ClusterConfig, source: str) -> None:
+    """Raises ConfigError for tenants, or adapters, that cannot be told apart or do not fit."""
+    for kind, names in (
+        ("tenants", [tenant.name for tenant in config.tenants]),
+        ("adapters", [adapter.name for adapter in config.adapters]),
+        ("API keys", [digest for tenant in config.tenants for digest in tenant.keys_sha256]),
+    ):
+        twice, times = next(iter(Counter(names).most_common(1)), ("", 1))
+        if times > 1:
+            raise ConfigError(f"{source}: {twice} is there {times} times among the {kind}")
+    for tenant in config.tenants:
+        if tenant.cache_floor > tenant.cache_limit:
+            raise ConfigError(f"{source}: {tenant.name}'s cache_floor is above its cache_limit")
+    floors = sum(tenant.cache_floor for tenant in config.tenants)
+    if floors > 1:
+        raise ConfigError(f"{source}: all tenants' cache_floor together are {floors:g}, above 1")
 
 
 def worker_name(role: Role, index: int) -> str:

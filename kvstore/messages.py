@@ -13,6 +13,9 @@ Version history of the protocol
         ``Filed``), and it feeds their relays; proxies tell each other through relays what they
         have workers busy with (``Engaged``), where ``Announce.proxies`` says that there are others;
         an operator has a worker drain (``Drain``)
+    6   what holds for tenants goes from proxies through relays to all who keep KV (``Tenancy``),
+        and comes back from where it is in force; what is held of each is told (``Usage``), and when
+        a flushed one's memory has been overwritten (``Wiped``); workers announce their adapters
 
 Four conversations:
 
@@ -46,6 +49,10 @@ Four conversations:
       Engaged ─────────────────────────────▶        what this proxy has the worker busy with
       ◀───────────────────────────── Engaged        what another one has
       Drain ───────────────────────────────▶        from an operator, who gets the next Announce
+      Tenancy ─────────────────────────────▶        what holds for tenants from now on
+      ◀──────────────────────────── Tenancy         to all, and to who is new: what holds there
+      ◀────────────────────────────── Usage         every second: what is held of each tenant
+      ◀────────────────────────────── Wiped         nothing of a flushed tenant is left there
 
 *The DRAM tier*, of which its server feeds relays as a relay feeds proxies; ``Subscribe`` then names
 the relay's worker, and ``Announce`` and what follows it a scope::
@@ -53,6 +60,9 @@ the relay's worker, and ``Announce`` and what follows it a scope::
     prefill's engine                      the tier's server
       Enrol (with every connection) ───────▶        which scope the worker can load from
       Filed ───────────────────────────────▶        which blocks an object holds; then it is stored
+
+and a relay passes ``Tenancy`` on to it, and its ``Usage`` and ``Wiped`` on to proxies, as of the
+relay's worker. A worker's engine tells its relay the same two through a socket of theirs.
 
 A relay starts a new ``generation`` with every start of its engine; sequence numbers count from
 zero within it.
@@ -64,7 +74,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Uri = Annotated[str, msgspec.Meta(max_length=512)]
@@ -76,6 +86,15 @@ Digest32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
 Route = Annotated[bytes, msgspec.Meta(max_length=16)]
 """What a connection is known by to the one who took it."""
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""Bytes."""
+
+Tag = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+"""What a tenant is known by where no names are told."""
+
+Epoch = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 Address = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
 Groups = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=64)]
@@ -268,6 +287,22 @@ class Subscribe(Message, frozen=True, tag=True):
     seq: Count
 
 
+class ServedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A LoRA adapter that an engine serves as the model ``name@revision``, from a folder ``path``.
+
+    ``revision``: a digest of what is in that folder, so that other weights are another model.
+    """
+
+    name: Name
+    revision: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    path: Uri
+
+    @property
+    def model(self) -> str:
+        """What the engine knows it by."""
+        return f"{self.name}@{self.revision}"
+
+
 class Announce(Message, frozen=True, tag=True):
     """Who a worker is, what it can do, where it listens; how many ``proxies`` follow its relay."""
 
@@ -285,6 +320,7 @@ class Announce(Message, frozen=True, tag=True):
     capacity_blocks: Count
     seq: Count
     proxies: Count = 0
+    adapters: Annotated[tuple[ServedAdapter, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class Engaged(Message, frozen=True, tag=True):
@@ -304,6 +340,62 @@ class Drain(Message, frozen=True, tag=True):
 
     worker: Name
     on: bool
+
+
+class Standing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What holds for the tenant of this ``tag`` (:mod:`kvstore.salts`).
+
+    KV of an ``epoch`` before this one is not to be used by anybody any more. Of each tier's memory
+    ``floor`` is kept for it as long as it uses that, and more than ``limit`` it never has.
+    """
+
+    tag: Tag
+    epoch: Epoch
+    floor: Share = 0.0
+    limit: Share = 1.0
+
+
+class Tenancy(Message, frozen=True, tag=True):
+    """What holds for some tenants, where it says so: of ``worker``, "" from a proxy.
+
+    Epochs only ever rise; the shares are those that were told last.
+    """
+
+    worker: Annotated[str, msgspec.Meta(max_length=128)]
+    standings: Annotated[tuple[Standing, ...], msgspec.Meta(max_length=64)]
+
+
+class Holding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Of one tenant: bytes that can be found again, and in engines those in use besides."""
+
+    tag: Tag
+    kept: Size
+    used: Size = 0
+
+
+class Usage(Message, frozen=True, tag=True):
+    """Part ``part`` of ``parts`` of what is held of tenants in a worker's ``tier``.
+
+    The tier has ``capacity`` bytes in all.
+    """
+
+    worker: Name
+    tier: Tier
+    capacity: Size
+    part: Count
+    parts: Count
+    holdings: Annotated[tuple[Holding, ...], msgspec.Meta(max_length=1024)]
+
+
+class Wiped(Message, frozen=True, tag=True):
+    """All that a tier held of a tenant from before ``epoch`` has been overwritten."""
+
+    worker: Name
+    tier: Tier
+    tag: Tag
+    epoch: Epoch
+    size: Size
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Snapshot(Message, frozen=True, tag=True):
@@ -405,7 +497,8 @@ class Abandon(Message, frozen=True, tag=True):
 
 LaneMessage = Rendezvous | Entry | Shipment | Taken | Broken
 ShipMessage = Hello | Welcome | Ready | Blocks | Received | Failed | Cancel | LaneMessage
-FeedMessage = Subscribe | Announce | Engaged | Drain | Snapshot | Delta
+TenantMessage = Tenancy | Usage | Wiped
+FeedMessage = Subscribe | Announce | Engaged | Drain | Snapshot | Delta | TenantMessage
 TierMessage = Enrol | Filed
 GateReport = Outcome | Begun | Held
 GateMessage = GateReport | Abandon

@@ -1,8 +1,5 @@
-"""Who calls, and the salt that keeps one tenant's KV from every other's.
-
-API keys are compared as SHA-256 digests, in constant time, and never kept or logged in clear.
-A salt is HMAC-SHA256 under the cluster's salt key over fields that each carry their length, so
-no two scopes share one.
+"""Who calls. API keys are compared as SHA-256 digests, in constant time, and never kept or logged
+in clear.
 """
 
 from __future__ import annotations
@@ -10,40 +7,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kvstore.cluster import Tenant
 
 _BEARER = "bearer"
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What one salt covers. ``sub_scope`` divides a tenant; an adapter has its own KV."""
-
-    tenant: str
-    epoch: int
-    sub_scope: str = ""
-    adapter: str = ""
-    adapter_revision: str = ""
-
-
-def salt(key: bytes, scope: Scope) -> str:
-    """The salt (64 hex digits) of ``scope`` under the cluster's salt ``key``."""
-    fields = (
-        scope.tenant,
-        scope.sub_scope,
-        scope.adapter,
-        scope.adapter_revision,
-        str(scope.epoch),
-    )
-    return hmac.new(key, packed(fields), hashlib.sha256).hexdigest()
-
-
-def packed(fields: Sequence[str]) -> bytes:
-    """``fields`` joined so that different sequences of the same number never look alike."""
-    encoded = [field.encode() for field in fields]
-    return b"".join(len(field).to_bytes(8, "big") + field for field in encoded)
 
 
 class Keyring:

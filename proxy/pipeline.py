@@ -23,10 +23,10 @@ from kvstore.cluster import Dram, Proxy, Ship
 from kvstore.errors import ApiError, WorkerLost
 from kvstore.index import Directory
 from kvstore.messages import Announce, Role
+from kvstore.salts import Scope, salt
 from proxy import explaining, faults, hints, requests, stages, usage
 from proxy.dispatch import Dispatch, Sent
 from proxy.flight import Flight
-from proxy.identity import Scope, salt
 from proxy.jobs import Call, Job
 from proxy.loads import Loads, Peers, Places
 from proxy.metrics import Metrics, Story

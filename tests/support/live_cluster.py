@@ -29,7 +29,7 @@ from kvstore.blockhash import block_chain, block_names
 from kvstore.cluster import ClusterConfig, addresses, load, parse_worker_name
 from kvstore.credentials import load_or_create
 from kvstore.index import Held
-from proxy.identity import Scope, salt
+from kvstore.salts import Scope, salt
 from tests.support.relays import following
 from tests.support.relays import until as until_known
 

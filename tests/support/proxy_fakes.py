@@ -24,9 +24,10 @@ from kvstore.cluster import Dram, Proxy, Ship, Tenant
 from kvstore.engagements import Engagements
 from kvstore.index import Directory
 from kvstore.messages import PROTOCOL_VERSION, Announce, Role, Snapshot, Tier
+from kvstore.salts import Scope, salt
 from kvstore.text_rules import TEXT_RULES_PATH
 from proxy.app import Api, create
-from proxy.identity import Keyring, Scope, salt
+from proxy.identity import Keyring
 from proxy.learning import Learner
 from proxy.metrics import Metrics
 from proxy.pipeline import Parts, Pipeline, Settings

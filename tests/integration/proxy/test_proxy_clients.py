@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.identity import Scope, salt
+from kvstore.salts import Scope, salt
 from proxy.requests import DROPPED
 from tests.support.proxy_fakes import SALT_KEY, Stage, chat, completion, run, stage, until
 

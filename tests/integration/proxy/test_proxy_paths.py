@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from proxy.identity import Scope, salt
+from kvstore.salts import Scope, salt
 from tests.support.proxy_fakes import (
     BLOCK,
     MODEL,

@@ -13,7 +13,7 @@ from kvstore import cluster
 from kvstore.cluster import ClusterConfig
 
 EXAMPLE = Path(deploy.__file__).with_name("cluster.example.toml")
-ON_PURPOSE_NOT_THERE = {"tenants"}
+ON_PURPOSE_NOT_THERE = {"tenants", "adapters"}
 
 
 def test_the_example_says_exactly_the_defaults() -> None:
@@ -31,8 +31,10 @@ def test_the_example_has_every_key() -> None:
 
 def test_the_example_shows_a_tenant_that_can_be_parsed() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
-    tenant = text[text.index("# [[tenants]]") :].replace("# ", "").replace("Raise", "# Raise")
-    shown = tenant.replace("<SHA-256 of the API key, 64 hex digits>", "0" * 64)
+    tenant = text[text.index("# [[tenants]]") :].splitlines()
+    shown = "\n".join(line.removeprefix("# ") for line in tenant).replace(
+        "<SHA-256 of the API key, 64 hex digits>", "0" * 64
+    )
     assert cluster.parse(shown).tenants[0].name == "alice"
 
 
