@@ -33,18 +33,24 @@ from kvstore.messages import (
     Filed,
     Held,
     Hello,
+    Holding,
     LaneKind,
     Outcome,
     Ready,
     Received,
     Rendezvous,
     Role,
+    ServedAdapter,
     Shipment,
     Snapshot,
+    Standing,
     Subscribe,
     Taken,
+    Tenancy,
     Tier,
+    Usage,
     Welcome,
+    Wiped,
     WorkerState,
 )
 
@@ -68,6 +74,14 @@ BLOCKS = st.builds(
     st.lists(DIGEST16, min_size=1, max_size=9).map(tuple),
     COUNTS | st.just(()),
 )
+
+TAG = st.text("0123456789abcdef", min_size=16, max_size=16)
+EPOCH = st.integers(0, (1 << 32) - 1)
+SIZE = st.integers(0, 1 << 53)
+SHARE = st.floats(0, 1)
+ADAPTER = st.builds(ServedAdapter, NAME, TAG, TEXT)
+STANDING = st.builds(Standing, TAG, EPOCH, SHARE, SHARE)
+HOLDING = st.builds(Holding, TAG, SIZE, SIZE)
 
 MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
     Hello: st.builds(Hello, COUNT),
@@ -131,7 +145,13 @@ MESSAGES: dict[type[AnyMessage], SearchStrategy[AnyMessage]] = {
         capacity_blocks=COUNT,
         seq=COUNT,
         proxies=COUNT,
+        adapters=st.lists(ADAPTER, max_size=3).map(tuple),
     ),
+    Tenancy: st.builds(Tenancy, TEXT, st.lists(STANDING, max_size=5).map(tuple)),
+    Usage: st.builds(
+        Usage, NAME, TIER, SIZE, COUNT, COUNT, st.lists(HOLDING, max_size=5).map(tuple)
+    ),
+    Wiped: st.builds(Wiped, NAME, TIER, TAG, EPOCH, SIZE, st.floats(0, 86_400)),
     Engaged: st.builds(Engaged, NAME, NAME, NAME, COUNT, st.floats(0, 86_400)),
     Drain: st.builds(Drain, NAME, st.booleans()),
     Enrol: st.builds(Enrol, NAME, NAME),
