@@ -1,0 +1,111 @@
+"""Whose of what is kept goes first: every tenant has a shelf of its own. Pure; its owner locks it.
+
+A shelf gives up its oldest things first. Of each tier's capacity a tenant's **floor** is not taken
+from it by others as long as it uses that; what it has above its floor is borrowed, and who has
+borrowed most gives first, so a tenant that floods a tier evicts its own. Above its **limit** a
+tenant evicts its own though there were room.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+_SPARE = 64
+"""Entries that the heap of borrowers may have beside twice as many as there are tenants."""
+
+
+class Shelves(Generic[K]):
+    """Things by key, each with a size, on the shelves of tenants; ``capacity`` has the same unit.
+
+    A tenant of whom no share was told has floor 0 and limit 1.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._shelves: dict[str, OrderedDict[K, int]] = {}
+        self._owners: dict[K, str] = {}
+        self._kept: dict[str, int] = {}
+        self._shares: dict[str, tuple[float, float]] = {}
+        self._borrowers: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._owners
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """What is kept of each tenant of whom anything is."""
+        return dict(self._kept)
+
+    def share(self, tag: str, floor: float, limit: float) -> None:
+        """From now on these parts of the capacity are the tenant's floor and limit."""
+        self._shares[tag] = floor, limit
+        self._borrows(tag)
+
+    def put(self, tag: str, key: K, size: int) -> None:
+        """``key`` is the newest on the shelf of ``tag``, wherever it was before."""
+        self.remove(key)
+        self._shelves.setdefault(tag, OrderedDict())[key] = size
+        self._owners[key] = tag
+        self._kept[tag] = self._kept.get(tag, 0) + size
+        self._borrows(tag)
+
+    def touch(self, key: K) -> None:
+        """``key``, if it is here, is the newest on its shelf."""
+        if (tag := self._owners.get(key)) is not None:
+            self._shelves[tag].move_to_end(key)
+
+    def remove(self, key: K) -> bool:
+        """``key`` is kept no more; whether it was."""
+        tag = self._owners.pop(key, None)
+        if tag is None:
+            return False
+        self._kept[tag] -= self._shelves[tag].pop(key)
+        if not self._shelves[tag]:
+            del self._shelves[tag], self._kept[tag]
+        return True
+
+    def of(self, tag: str) -> Iterator[K]:
+        """What is on the shelf of ``tag``, oldest first; not to be changed meanwhile."""
+        return iter(self._shelves.get(tag, ()))
+
+    def excess(self, tag: str) -> int:
+        """By how much ``tag`` is above its limit."""
+        _, limit = self._shares.get(tag, (0.0, 1.0))
+        return max(0, self._kept.get(tag, 0) - int(limit * self.capacity))
+
+    def borrower(self) -> str | None:
+        """Who has most above its floor; None where nobody has anything above it.
+
+        The next thing to go for anybody's sake is the oldest on that shelf.
+        """
+        while self._borrowers:
+            claimed, tag = self._borrowers[0]
+            borrowed = self._borrowed(tag)
+            if -claimed == borrowed:
+                return tag
+            heapq.heappop(self._borrowers)
+            if borrowed > 0:
+                heapq.heappush(self._borrowers, (-borrowed, tag))
+        return None
+
+    def _borrowed(self, tag: str) -> int:
+        floor, _ = self._shares.get(tag, (0.0, 1.0))
+        return max(0, self._kept.get(tag, 0) - int(floor * self.capacity))
+
+    def _borrows(self, tag: str) -> None:
+        """Each tenant has an entry that claims at least what it has borrowed."""
+        borrowed = self._borrowed(tag)
+        if borrowed > 0:
+            heapq.heappush(self._borrowers, (-borrowed, tag))
+        if len(self._borrowers) > 2 * len(self._shelves) + _SPARE:
+            now = [(-self._borrowed(one), one) for one in self._shelves]
+            self._borrowers = [entry for entry in now if entry[0] < 0]
+            heapq.heapify(self._borrowers)
