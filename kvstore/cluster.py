@@ -202,7 +202,8 @@ class Addresses(Section, frozen=True):
     ``zmq+tcp://host:port`` or ``zmq+ipc:///path``, and so is ``ship``, but for its scheme, which
     may name another transport (``auto``, ``shm``, ``nccl``); the others are private to the
     worker's host: ``events`` (engine to relay) and ``gate`` (connector to HTTP gate) and
-    ``abandon`` (gate to connector), always ``ipc://``.
+    ``abandon`` (gate to connector) and ``tenants`` (engine to relay: what it holds of them), always
+    ``ipc://``.
     """
 
     http: str
@@ -211,6 +212,7 @@ class Addresses(Section, frozen=True):
     events: str
     gate: str
     abandon: str
+    tenants: str
 
 
 class WorkerSettings(Section, frozen=True):
@@ -297,10 +299,13 @@ def parse_worker_name(config: ClusterConfig, name: str) -> tuple[Role, int]:
     raise ConfigError(f"no worker {name!r} in this cluster: names are ROLE-INDEX, from zero")
 
 
+_PRIVATE = ("events", "gate", "abandon", "tenants")
+
+
 def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> Addresses:
     """Where worker ``index`` of ``role`` listens. ``run_dir`` is the host's private folder."""
     name = worker_name(role, index)
-    private = {part: f"ipc://{run_dir}/{name}.{part}" for part in ("events", "gate", "abandon")}
+    private = {part: f"ipc://{run_dir}/{name}.{part}" for part in _PRIVATE}
     if config.network.kind == "ipc":
         return Addresses(
             http=f"unix:{run_dir}/{name}.http",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -33,8 +33,12 @@ from kvstore.messages import (
     Engaged,
     Role,
     Snapshot,
+    Standing,
     Subscribe,
+    Tenancy,
+    TenantMessage,
 )
+from kvstore.tenant_feed import TenantFeed
 from kvstore.transport.sockets import SocketOptions, dial
 
 SUBSCRIBE_SECONDS = 1.0
@@ -69,8 +73,11 @@ class FeedClient:
         credentials: Credentials,
         name: str,
         directory: Directory,
+        tenants: TenantFeed | None = None,
     ) -> None:
         self.dropped = 0
+        self.tenants = tenants or TenantFeed()
+        self._news = asyncio.Event()
         self.engagements = Engagements()
         self._uris = dict(uris)
         self._credentials = credentials
@@ -92,6 +99,19 @@ class FeedClient:
         told = Engaged(worker.worker, worker.generation, self._name, prompts, 0.0)
         self._told[worker.worker] = (told, time.monotonic() + seconds)
         self._tell_again(worker.worker)
+
+    def say(self, standings: Iterable[Standing]) -> None:
+        """These hold from now on for tenants: all workers are told, at once where they can be.
+
+        Raises WireError for one tenant too many.
+        """
+        self.tenants.say(standings)
+        for worker, socket in self._sockets.items():
+            self._tell_tenants(worker, socket)
+
+    async def news(self) -> None:
+        """Returns when a worker has said something of tenants."""
+        await self._news.wait()
 
     async def run(self, heard: Callable[[], None] = lambda: None) -> None:
         """Follows until it is cancelled, and closes everything then.
@@ -157,6 +177,7 @@ class FeedClient:
                 for known in (self._sockets, self._told, self._proxies):
                     known.pop(worker, None)
             self.engagements.forget(gone)
+            self.tenants.forget(gone)
             self.engagements.expire(time.monotonic())
             await asyncio.sleep(SUBSCRIBE_SECONDS)
 
@@ -166,6 +187,7 @@ class FeedClient:
             if time.monotonic() >= due:
                 sent = await self._subscribe(socket, worker)
                 self._tell_again(worker)
+                self._tell_tenants(worker, socket)
                 due = time.monotonic() + (SUBSCRIBE_SECONDS if sent else _RETRY_SECONDS)
             if await socket.poll(max(1, int((due - time.monotonic()) * 1000))):
                 worker = await self._hear(socket, worker)
@@ -197,11 +219,14 @@ class FeedClient:
         if self._proxies.get(worker, 0) < 2:
             sent_it = True  # there is nobody to be told
         else:
-            sent = asyncio.ensure_future(self._sockets[worker].send(encode(message), zmq.NOBLOCK))
-            # With that flag the socket has tried by now, and will not again.
-            sent_it = sent.done() and sent.exception() is None
+            sent_it = _sent(self._sockets[worker], message)
         if sent_it and not told.prompts:
             del self._told[worker]
+
+    def _tell_tenants(self, worker: str, socket: zmq.asyncio.Socket) -> None:
+        for message in self.tenants.owed(worker):
+            if not _sent(socket, message):
+                return  # in the next second
 
     async def _hear(self, socket: zmq.asyncio.Socket, worker: str) -> str:
         """Takes in what has arrived, up to a bound; the worker at the other end."""
@@ -221,8 +246,9 @@ class FeedClient:
             if isinstance(message, Announce | Snapshot | Delta) and _well_named(message):
                 messages.append(message)
                 if isinstance(message, Announce):
-                    self._sockets[message.worker] = socket
-                    self._proxies[message.worker] = message.proxies
+                    self._meet(message, socket)
+            elif isinstance(message, TenantMessage):
+                self._hear_of_tenants(message)
             elif isinstance(message, Engaged) and self._sockets.get(message.worker) is socket:
                 self.engagements.apply(message, time.monotonic())
             else:
@@ -234,6 +260,25 @@ class FeedClient:
             worker = messages[-1].worker
         self._heard()
         return worker
+
+    def _meet(self, announce: Announce, socket: zmq.asyncio.Socket) -> None:
+        self._sockets[announce.worker] = socket
+        self._proxies[announce.worker] = announce.proxies
+        self.tenants.met(announce.worker, announce.generation)
+
+    def _hear_of_tenants(self, message: TenantMessage) -> None:
+        try:
+            self.tenants.hear(message)
+        except WireError as error:
+            log.error("feed of %s: %s", message.worker, error)  # noqa: TRY400 - no traceback
+        self._news.set()
+        self._news.clear()
+
+
+def _sent(socket: zmq.asyncio.Socket, message: Engaged | Tenancy) -> bool:
+    sending = asyncio.ensure_future(socket.send(encode(message), zmq.NOBLOCK))
+    # With that flag the socket has tried by now, and will not again.
+    return sending.done() and sending.exception() is None
 
 
 def _well_named(message: Announce | Snapshot | Delta) -> bool:

@@ -1,4 +1,4 @@
-"""One small HTTP GET of a supervisor to its child: is it up, what does it say."""
+"""One small HTTP call between processes of one cluster: is it up, what does it say."""
 
 from __future__ import annotations
 
@@ -24,13 +24,27 @@ async def get(
     address: str, path: str, seconds: float, headers: Mapping[str, str] = _NO_HEADERS
 ) -> Answer:
     """``path`` from ``address`` (``http://host:port`` or ``unix:/path``) within ``seconds``."""
+    return await _call("GET", address, path, seconds, headers, b"")
+
+
+async def post(
+    address: str, path: str, seconds: float, headers: Mapping[str, str], body: bytes
+) -> Answer:
+    """As ``get``, with ``body``, which is JSON."""
+    fields = {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+    return await _call("POST", address, path, seconds, fields, body)
+
+
+async def _call(
+    method: str, address: str, path: str, seconds: float, headers: Mapping[str, str], body: bytes
+) -> Answer:
     try:
         async with asyncio.timeout(seconds):
             reader, writer = await _open(address)
             with closing(writer):
-                lines = [f"GET {path} HTTP/1.0", "Host: kvferry"]
+                lines = [f"{method} {path} HTTP/1.0", "Host: kvferry"]
                 lines += [f"{name}: {value}" for name, value in headers.items()]
-                writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+                writer.write(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
                 await writer.drain()
                 return _parse(await _all(reader))
     except (OSError, TimeoutError):

@@ -14,45 +14,47 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
+import msgspec
 import zmq
 
 from kvstore.cluster import WorkerSettings
-from kvstore.codec import decode, encode
+from kvstore.codec import decode, encode, well_formed
 from kvstore.credentials import Credentials, PeerRole
-from kvstore.engine_events import Cleared, EventDecoder, EventOrder, InOrder
+from kvstore.engine_events import Cleared, EventDecoder, InOrder
 from kvstore.errors import ConfigError, WireError
-from kvstore.messages import Announce, Drain, Engaged, Subscribe, WorkerState
+from kvstore.messages import (
+    Announce,
+    Drain,
+    Engaged,
+    Standing,
+    Subscribe,
+    Tenancy,
+    TenantMessage,
+    Usage,
+    Wiped,
+    WorkerState,
+)
 from kvstore.private import require_private
 from kvstore.relay_core import RelayCore, Told
+from kvstore.relay_engine import EngineEvents, listen_engine, receive
 from kvstore.tier_feed import TierFeed
 from kvstore.transport.sockets import SocketOptions, close_listener, listen
 
 ANNOUNCE_SECONDS = 1.0
-REPLAY_SECONDS = 2.0
-"""How long a replay may take before what is missing counts as lost."""
-PROBE_SECONDS = 2.0
-"""Without events for so long, a replay shows whether the last ones went missing."""
 
 _TURN_MS = 50
 _BURST = 256
-_MAX_EVENT_BYTES = 64 << 20
-_EVENT_QUEUE = 100_000
-_REPLAY_OVER = b"\xff" * 8
 _FEED = SocketOptions(max_frame_bytes=4096, send_queue=256, receive_queue=64)
 
+Changed = Callable[[Sequence[Standing]], None]
+
 log = logging.getLogger(__name__)
-
-
-def replay_endpoint(events: str) -> str:
-    """Where the engine that publishes on ``events`` answers replays."""
-    return f"{events}-replay"
 
 
 class Relay:
@@ -63,9 +65,15 @@ class Relay:
     """
 
     def __init__(
-        self, announce: Announce, settings: WorkerSettings, credentials: Credentials
+        self,
+        announce: Announce,
+        settings: WorkerSettings,
+        credentials: Credentials,
+        changed: Changed = lambda _standings: None,
     ) -> None:
+        """``changed`` is called, on the relay's thread, with what holds otherwise for tenants."""
         self._core = RelayCore(announce)
+        self._changed = changed
         self._settings = settings
         self._credentials = credentials
         # Unbounded, but a worker's supervisor has a few wishes per engine start at most.
@@ -116,7 +124,7 @@ class Relay:
         feed: zmq.Socket[bytes],
         stop: threading.Event,
     ) -> None:
-        with closing(_Turns(context, self._core, feed, self._settings)) as turns:
+        with closing(_Turns(context, self._core, feed, self._settings, self._changed)) as turns:
             self._listening.set_result(None)
             while not stop.is_set():
                 self._grant(turns)
@@ -139,19 +147,23 @@ class _Turns:
         core: RelayCore,
         feed: zmq.Socket[bytes],
         settings: WorkerSettings,
+        changed: Changed,
     ) -> None:
         self.core = core
+        self._changed = changed
         self._context = context
         self._feed = feed
         tier = settings.dram_feed
         self._tier = TierFeed(context, tier, settings.worker) if tier else None
-        self._engine = _Engine(context, settings.addresses.events)
+        self._engine = EngineEvents(context, settings.addresses.events)
+        self._tenants = listen_engine(context, settings.addresses.tenants)
         self._decoder = EventDecoder()
         self._next_announce = 0.0
 
     def close(self) -> None:
         """Closes the engine's sockets, and the tier's."""
         self._engine.close()
+        self._tenants.close()
         if self._tier is not None:
             self._tier.close()
 
@@ -159,7 +171,7 @@ class _Turns:
         """Waits for something to happen, at most a moment, and does what is due."""
         poller = zmq.Poller()
         tier = [self._tier.socket] if self._tier is not None else []
-        for socket in (self._feed, *self._engine.sockets, *tier):
+        for socket in (self._feed, self._tenants, *self._engine.sockets, *tier):
             poller.register(socket, zmq.POLLIN)
         poller.poll(_TURN_MS)
         for _ in range(_BURST):
@@ -169,18 +181,21 @@ class _Turns:
             self._take_in(arrived)
         if self._tier is not None:
             self.tell(self.core.apply("dram", self._tier.hear(now)))
+            self.tell(self._of_worker(self._tier.told()))
+        self.tell(self._hear_engine())
         if now >= self._next_announce:
             self._next_announce = now + ANNOUNCE_SECONDS
             self.tell([*self.core.expire(now), self.core.announce])
+            self._tell_tier(self.core.tenancies())
 
     def restart(self, generation: str) -> None:
         """A new engine: nothing the old one sent may be heard any more."""
         self._engine.close()
-        self._engine = _Engine(self._context, self._engine.events)
+        self._engine = EngineEvents(self._context, self._engine.events)
         self._decoder = EventDecoder()
         self.tell(self.core.restart(generation))
 
-    def tell(self, messages: Iterable[Told | Engaged]) -> None:
+    def tell(self, messages: Iterable[Told | Engaged | TenantMessage]) -> None:
         """Sends ``messages`` to every subscriber; drops those that cannot take them."""
         for message in messages:
             frame = encode(message)
@@ -211,17 +226,57 @@ class _Turns:
             return True
         if isinstance(message, Subscribe):
             news = self.core.subscribe(peer, message, now)
-            for told in [*news, *self.core.engaged(message.proxy)] if news else []:
+            # Epochs first: who knows this worker is not to ask it for what has been flushed.
+            known = [*self.core.tenancies(), *news, *self.core.engaged(message.proxy)]
+            for told in known if news else []:
                 if not self._send(peer, encode(told)):
                     break
         elif isinstance(message, Drain):
             announce = self.core.drain(message)
             self.tell([announce])
             self._send(peer, encode(announce))
+        elif isinstance(message, Tenancy):
+            self._stand(peer, message)
         elif isinstance(message, Engaged):
             for other in self.core.engage(peer, message):
                 self._send(other, frames[0])
         return True
+
+    def _stand(self, peer: bytes, message: Tenancy) -> None:
+        """Whoever says what holds is told what does; all are, where that is news."""
+        try:
+            changed, now = self.core.stand(message)
+        except WireError as error:
+            log.error("feed: %s", error)  # noqa: TRY400 - no traceback
+            return
+        if not changed:
+            self._send(peer, encode(now))
+            return
+        self.tell([now])
+        self._tell_tier([now])
+        self._changed(changed)
+
+    def _tell_tier(self, tenancies: Iterable[Tenancy]) -> None:
+        """Also every second: the tier's server may have been started anew."""
+        if self._tier is not None:
+            for tenancy in tenancies:
+                self._tier.tell(tenancy)
+
+    def _hear_engine(self) -> list[TenantMessage]:
+        """What the engine says of tenants."""
+        heard = []
+        for _ in range(_BURST):
+            frames = receive(self._tenants)
+            if frames is None:
+                break
+            message = well_formed(frames[0]) if len(frames) == 1 else None
+            if isinstance(message, Usage | Wiped):
+                heard.append(message)
+        return self._of_worker(heard)
+
+    def _of_worker(self, heard: Iterable[Usage | Wiped]) -> list[TenantMessage]:
+        worker = self.core.announce.worker
+        return [msgspec.structs.replace(message, worker=worker) for message in heard]
 
     def _send(self, peer: bytes, frame: bytes) -> bool:
         try:
@@ -234,96 +289,6 @@ class _Turns:
         return True
 
 
-class _Engine:
-    """The engine's event socket, and its replay socket while something is asked for."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], events: str) -> None:
-        self.events = events
-        self._context = context
-        self._order = EventOrder()
-        self._live = self._connect(zmq.SUB, events)
-        self._replay: zmq.Socket[bytes] | None = None
-        self._asked = False
-        self._replay_until = 0.0
-        self._quiet_until = 0.0
-
-    @property
-    def sockets(self) -> list[zmq.Socket[Any]]:
-        """What to wait on."""
-        return [self._live] if self._replay is None else [self._live, self._replay]
-
-    def close(self) -> None:
-        """Closes both sockets."""
-        self._live.close()
-        self._end_replay()
-
-    def hear(self, now: float) -> list[InOrder]:
-        """What has arrived, in order; asks for what is missing."""
-        heard = []
-        for _ in range(_BURST):
-            frames = _receive(self._live)
-            if frames is None:
-                break
-            self._quiet_until = now + PROBE_SECONDS
-            if len(frames) == 3:
-                heard.append(self._order.live(int.from_bytes(frames[1], "big"), frames[2]))
-        if self._replay is None and (self._order.missing or now >= self._quiet_until):
-            self._begin_replay(now)
-        if self._replay is not None:
-            heard.extend(self._hear_replay(now, self._replay))
-        return heard
-
-    def _begin_replay(self, now: float) -> None:
-        self._replay = self._connect(zmq.DEALER, replay_endpoint(self.events))
-        self._asked = False
-        self._replay_until = now + REPLAY_SECONDS
-        self._quiet_until = self._replay_until + PROBE_SECONDS
-
-    def _end_replay(self) -> None:
-        if self._replay is not None:
-            self._replay.close()
-            self._replay = None
-
-    def _hear_replay(self, now: float, replay: zmq.Socket[bytes]) -> list[InOrder]:
-        heard = []
-        if not self._asked:
-            try:
-                request = [b"", self._order.expected.to_bytes(8, "big")]
-                replay.send_multipart(request, zmq.NOBLOCK)
-                self._asked = True
-            except zmq.Again:
-                pass  # not connected; until the deadline
-        over = now >= self._replay_until
-        for _ in range(_BURST):
-            frames = _receive(replay)
-            if frames is None:
-                break
-            if len(frames) == 4 and frames[2] != _REPLAY_OVER:
-                number = int.from_bytes(frames[2], "big")
-                heard.append(self._order.replayed(number, frames[3]))
-            else:
-                over = True
-                break
-        if over:
-            self._end_replay()
-            heard.append(self._order.replay_over())
-        return heard
-
-    def _connect(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._context.socket(kind)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RCVHWM, _EVENT_QUEUE)
-        socket.setsockopt(zmq.MAXMSGSIZE, _MAX_EVENT_BYTES)
-        socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        if kind == zmq.SUB:
-            socket.setsockopt(zmq.SUBSCRIBE, b"")
-        else:
-            socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.connect(endpoint)
-        return socket
-
-
 def _require_private_folder(events: str) -> None:
     """The engine's events carry salts in clear, and nothing but their folder protects them."""
     if not events.startswith("ipc:///"):
@@ -333,10 +298,3 @@ def _require_private_folder(events: str) -> None:
         require_private(folder.stat(), folder)
     except OSError as error:
         raise ConfigError(f"cannot reach {folder}: {error.strerror}") from None
-
-
-def _receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
-    try:
-        return socket.recv_multipart(zmq.NOBLOCK)
-    except zmq.Again:
-        return None

@@ -24,10 +24,13 @@ from kvstore.messages import (
     Drain,
     Engaged,
     Snapshot,
+    Standing,
     Subscribe,
+    Tenancy,
     Tier,
     WorkerState,
 )
+from kvstore.standings import Standings
 
 MAX_SUBSCRIBERS = 64
 LEASE_SECONDS = 5.0
@@ -62,6 +65,7 @@ class RelayCore:
         self._copies: dict[Tier, Counter[bytes]] = {tier: Counter() for tier in get_args(Tier)}
         self._history: deque[Delta] = deque(maxlen=_HISTORY)
         self._subscribers: dict[bytes, _Subscriber] = {}
+        self._standings = Standings()
 
     @property
     def announce(self) -> Announce:
@@ -153,6 +157,22 @@ class RelayCore:
         next_snapshot = now + SNAPSHOT_SECONDS if since is None else now
         self._admit(peer, _Subscriber(wish.proxy, now + LEASE_SECONDS, next_snapshot))
         return [self._announce, *told]
+
+    def tenancies(self) -> list[Tenancy]:
+        """All that holds here for tenants."""
+        return [self._tenancy(part) for part in self._standings.parts()]
+
+    def stand(self, told: Tenancy) -> tuple[list[Standing], Tenancy]:
+        """Takes in what a proxy says of tenants: what is otherwise now, and what to say of these.
+
+        Raises WireError where they are too many.
+        """
+        changed = self._standings.take(told.standings)
+        now = tuple(self._standings.of(standing.tag) for standing in told.standings)
+        return changed, self._tenancy(now)
+
+    def _tenancy(self, standings: tuple[Standing, ...]) -> Tenancy:
+        return Tenancy(self._announce.worker, standings)
 
     def engaged(self, proxy: str) -> list[Engaged]:
         """What other proxies than this one have the worker busy with: for who is new."""

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 TAG_CHARS = 16
 EPOCH_LIMIT = 1 << 32
 
+OWNER_HEADER = "x-kvferry-owner"
+"""Where a leg claims its owner (``Owner.claim``)."""
+
 _ONCE = "once"
 _SALT = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,9})-(once-)?[0-9a-f]{64}")
 _CLAIM = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,9})")

@@ -9,7 +9,16 @@ import zmq
 from kvstore.codec import MAX_HEADER_BYTES, decode, encode
 from kvstore.engine_events import Event
 from kvstore.errors import WireError
-from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Snapshot, Subscribe
+from kvstore.messages import (
+    PROTOCOL_VERSION,
+    Announce,
+    Delta,
+    Snapshot,
+    Subscribe,
+    Tenancy,
+    Usage,
+    Wiped,
+)
 from kvstore.tier_follower import TierFollower
 from kvstore.transport.sockets import SocketOptions, dial_private
 
@@ -42,10 +51,24 @@ class TierFeed:
         self._due = 0.0
         self._cold_since: float | None = None
         self._complained = False
+        self._told: list[Usage | Wiped] = []
 
     def close(self) -> None:
         """Closes the socket."""
         self.socket.close()
+
+    def told(self) -> list[Usage | Wiped]:
+        """What the server has said of tenants since the last call."""
+        told, self._told = self._told, []
+        return told
+
+    def tell(self, message: Tenancy) -> bool:
+        """What holds for tenants, to the server; False where it cannot be told now."""
+        try:
+            self.socket.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def hear(self, now: float) -> list[Event]:
         """What has happened to the tier since the last call; asks for what is missing."""
@@ -94,4 +117,6 @@ class TierFeed:
             return []
         if isinstance(message, Announce | Snapshot | Delta):
             return self._follower.take(message, now)
+        if isinstance(message, Usage | Wiped):
+            self._told.append(message)
         return []

@@ -35,6 +35,7 @@ from kvstore.child import Child, kill_group
 from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.credentials import TOKEN_HEADER, Credentials, load_or_create
 from kvstore.errors import ConfigError
+from kvstore.gate_telling import GateTelling
 from kvstore.launch import Command
 from kvstore.machine import Machine, inspect
 from kvstore.messages import PROTOCOL_VERSION, Announce, Role
@@ -122,8 +123,12 @@ class Worker:
         self._token = {TOKEN_HEADER: credentials.http_token()}
         self._out = tell
         self._generation = secrets.token_hex(8)
+        self._telling = GateTelling(self._token)
         self._relay = Relay(
-            job.announce(self._generation), job.settings(self._generation), credentials
+            job.announce(self._generation),
+            job.settings(self._generation),
+            credentials,
+            changed=self._telling.changed,
         )
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._loud = job.verbose
@@ -132,6 +137,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until ``stop`` is set. Raises ConfigError when the engine cannot be kept up."""
         name, settings = self._job.name, self._job.settings(self._generation)
+        self._telling.begin()
         with _owned(self._job.run_dir / f"{name}.group", name) as self._record:
             _remove_sockets(settings)
             stop_relay = threading.Event()
@@ -143,7 +149,8 @@ class Worker:
                 stop_relay.set()
                 await asyncio.wait({relay}, timeout=LISTEN_SECONDS)
                 _remove_sockets(settings)
-                _remove(settings.addresses.feed)
+                for address in (settings.addresses.feed, settings.addresses.tenants):
+                    _remove(address)
 
     async def _keep_up(self, stop: asyncio.Event) -> None:
         restarts = Restarts()
@@ -186,7 +193,9 @@ class Worker:
             ready = await self._await_ready(child, settings, stop)
             if ready:
                 shared = keeper.segments(child.group)
-                await _either(child.wait(), stop.wait())
+                await _either(
+                    child.wait(), stop.wait(), self._telling.keep(settings.addresses.http)
+                )
         finally:
             self._relay.set_state("draining" if stop.is_set() else "starting")
             self._loud = job.verbose
@@ -210,7 +219,8 @@ class Worker:
                 told = now
                 self._tell(f"loading the model, {now - began:.0f} s")
             http = settings.addresses.http
-            if (await probe.get(http, "/health", PROBE_SECONDS)).status == 200:
+            healthy = (await probe.get(http, "/health", PROBE_SECONDS)).status == 200
+            if healthy and await self._telling.all(http):
                 await self._describe(settings)
                 self._loud = True
                 self._relay.set_state("ready")
@@ -285,7 +295,7 @@ def end_group(file: Path) -> None:
 def _remove_sockets(settings: WorkerSettings) -> None:
     """Removes what a killed engine has left where the next one wants to listen.
 
-    The feed is not the engine's but the relay's, which lives on.
+    The feed is not the engine's but the relay's, which lives on, and so is what hears the engine.
     """
     places = settings.addresses
     sliced = [

@@ -31,7 +31,7 @@ from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
 from kvstore.messages import PROTOCOL_VERSION, Announce, Delta, Role, Snapshot
-from kvstore.relay import replay_endpoint
+from kvstore.relay_engine import replay_endpoint
 from kvstore.transport.sockets import listen
 from tests.support.announcing import announce
 from tests.support.relays import WAIT_SECONDS, RunningRelay, following, until

@@ -36,7 +36,9 @@ class RunningRelay:
         worker: str = "w",
     ) -> None:
         private = f"ipc://{run_dir}/{worker}"
-        addresses = Addresses("", "", feed, f"{private}.events", f"{private}.g", f"{private}.a")
+        addresses = Addresses(
+            "", "", feed, f"{private}.events", f"{private}.g", f"{private}.a", f"{private}.t"
+        )
         settings = WorkerSettings(
             worker=worker,
             role=role,

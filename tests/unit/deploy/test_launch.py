@@ -18,7 +18,7 @@ from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.engine_facts import SETTINGS_KEY, worker_settings
 from kvstore.machine import Machine
 from kvstore.messages import Role
-from kvstore.relay import replay_endpoint
+from kvstore.relay_engine import replay_endpoint
 
 CPU = Machine("cpu", (0, 1))
 
