@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from bench.cli import main as bench_main
-from deploy import checks, drain, dram, explain, models, places, supervisor
+from deploy import checks, drain, dram, explain, models, operators, places, supervisor
 from kvstore import cluster, keeper, worker
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
@@ -44,6 +44,7 @@ examples:
   kvferry keygen alice                         an API key for a tenant of the cluster file
   kvferry drain prefill-1                      nothing new for a worker, until it has finished
   kvferry explain --request body.json          who would serve this request, and why
+  kvferry flush alice                          nothing cached for a tenant is used any more
 
 every part by itself (each host of a cluster runs what is its own):
   kvferry dram --config cluster.toml
@@ -102,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--seconds", type=float, default=600.0, help="how long to wait for its end (%(default)g)"
     )
+    one = _command(commands, "flush", _flush, "make all that is cached for a tenant unreachable")
+    one.add_argument("tenant", help="its name in the cluster file")
+    _command(commands, "tenants", _tenants, "what is held of each tenant, and what runs")
+    _command(commands, "token", _token, "print the operator's token, for HTTP calls of your own")
     keygen = commands.add_parser("keygen", help="make an API key for a tenant")
     keygen.add_argument("tenant", help="the tenant's name in the cluster file")
     keygen.set_defaults(run=_keygen)
@@ -258,8 +263,23 @@ def _explain(options: argparse.Namespace) -> int:
     config = _running(options)
     token = load_or_create(Path(config.state_dir)).http_token()
     request = explain.read(options.request)
-    told = explain.ask(supervisor.base_url(config), token, options.tenant, request)
+    told = explain.ask(operators.address(config), token, options.tenant, request)
     print(json.dumps(told, indent=2) if options.json else explain.text(told))
+    return 0
+
+
+def _flush(options: argparse.Namespace) -> int:
+    print(operators.flush(_running(options), options.tenant))
+    return 0
+
+
+def _tenants(options: argparse.Namespace) -> int:
+    print(operators.tenants(_running(options)))
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    print(load_or_create(Path(_running(options).state_dir)).http_token())
     return 0
 
 

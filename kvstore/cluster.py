@@ -7,6 +7,7 @@ from the network kind and a worker's name (:func:`addresses`).
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import tomllib
 from collections import Counter
@@ -28,6 +29,9 @@ Sha256Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 TenantName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 AdapterName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 
+
+MOST_TENANTS = 1 << 16
+"""As many as relays remember the standings of."""
 
 MOST_WORKERS = 4096
 """Of a role: more is a slip of the pen, and every proxy connects to each."""
@@ -128,6 +132,8 @@ class Dram(Section, frozen=True):
 class Proxy(Section, frozen=True):
     """The OpenAI API. ``key`` in plain text is never kept here: see ``tenants``.
 
+    Operators come in by a socket in the run folder, and where ``admin_port`` is not 0 also there.
+
     Of all ``max_requests`` at once, ``tenant_waiting`` of one tenant may wait for a prefill worker.
     """
 
@@ -140,6 +146,8 @@ class Proxy(Section, frozen=True):
     connect_seconds: Seconds = 2.0
     remember_mib: Positive = 256
     remember_tenant_mib: Positive = 64
+    admin_host: str = "127.0.0.1"
+    admin_port: Port = 0
 
 
 class Tenant(Section, frozen=True):
@@ -259,12 +267,23 @@ def parse(text: str, source: str = "configuration") -> ClusterConfig:
             "'tcp': choose 'auto'"
         )
     _require_tenants(config, source)
+    _require_private_address(config.proxy.admin_host, f"{source}: proxy.admin_host")
     if config.ship.digest == "none" and config.ship.transport != "zmq":
         raise ConfigError(
             f"{source}: ship.digest 'none' cannot tell a page that was given away while it was "
             "read from the sender's memory: choose ship.transport 'zmq', or leave digests on"
         )
     return config
+
+
+def _require_private_address(host: str, name: str) -> None:
+    """Raises ConfigError for an address that anybody may reach."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"{name} {host!r} is no IP address") from None
+    if not address.is_private or address.is_unspecified:
+        raise ConfigError(f"{name} {host} is public: choose one of loopback or a private network")
 
 
 def _require_tenants(config: ClusterConfig, source: str) -> None:
@@ -280,6 +299,8 @@ def _require_tenants(config: ClusterConfig, source: str) -> None:
     for tenant in config.tenants:
         if tenant.cache_floor > tenant.cache_limit:
             raise ConfigError(f"{source}: {tenant.name}'s cache_floor is above its cache_limit")
+    if len(config.tenants) > MOST_TENANTS:
+        raise ConfigError(f"{source}: at most {MOST_TENANTS} tenants")
     floors = sum(tenant.cache_floor for tenant in config.tenants)
     if floors > 1:
         raise ConfigError(f"{source}: all tenants' cache_floor together are {floors:g}, above 1")
@@ -322,6 +343,11 @@ def addresses(config: ClusterConfig, run_dir: Path, role: Role, index: int) -> A
         feed=f"zmq+tcp://{host}:{port + 2}",
         **private,
     )
+
+
+def admin_socket(config: ClusterConfig, run_dir: Path) -> Path:
+    """Where the proxy of that port takes operators' calls, on its host."""
+    return run_dir / f"proxy.{config.proxy.port}.admin"
 
 
 def dram_feed(config: ClusterConfig, run_dir: Path, role: Role) -> str:

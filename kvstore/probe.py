@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = 64 << 20
 _NO_HEADERS: Mapping[str, str] = {}
 
 

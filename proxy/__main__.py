@@ -24,16 +24,20 @@ from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
 from kvstore.messages import Announce
+from kvstore.private import require_private
+from kvstore.tenant_feed import TenantFeed
+from proxy.admin import Admin, Doors, create_admin
 from proxy.app import Api, create
 from proxy.background import running
 from proxy.following import ClusterFile, feeds
-from proxy.identity import Keyring
 from proxy.learning import Learner
 from proxy.metrics import Metrics
 from proxy.pipeline import Parts, Pipeline, Settings
 from proxy.remembered import Remembered
 from proxy.render import Renderer
 from proxy.render_counts import RenderCounts
+from proxy.tenant_metrics import TenantMemory
+from proxy.tenants import Tenants
 from proxy.upstream import Upstream
 
 LEASE_SECONDS = 5.0
@@ -51,7 +55,7 @@ def application(
 ) -> ASGIApp:
     """The proxy of ``config`` as an ASGI application. Nothing is opened before it starts up.
 
-    It follows the workers in ``file``. Raises ConfigError where that is no cluster's.
+    It follows the workers and tenants in ``file``. Raises ConfigError where that is no cluster's.
     """
     directory = Directory(LEASE_SECONDS)
     metrics = Metrics()
@@ -72,8 +76,12 @@ def application(
     counts = RenderCounts(metrics.registry, lambda: remembered.size)
     renderer = Renderer(upstream, learner, remembered, counts)
     name = f"proxy-{secrets.token_hex(4)}"
-    feed = FeedClient(feeds(config, run_dir), credentials, name, directory)
-    followed = ClusterFile(file, config, run_dir, feed)
+    said = TenantFeed(lambda tag, epoch: tenants.raised(tag, epoch))
+    feed = FeedClient(feeds(config, run_dir), credentials, name, directory, said)
+    token = credentials.http_token()
+    tenants = Tenants(config.tenants, token, credentials.salt_key(), feed)
+    metrics.registry.register(TenantMemory(said, tenants.named))
+    followed = ClusterFile(file, config, run_dir, feed, tenants)
     pipeline = Pipeline(settings, Parts(directory, feed, upstream, metrics, renderer))
 
     @asynccontextmanager
@@ -85,18 +93,19 @@ def application(
                     # What is here now stays: no collection has to look at it again.
                     gc.freeze()
                     yield
+        # Here, for the server ends with the signal that it was asked to end by.
+        cluster.admin_socket(config, run_dir).unlink(missing_ok=True)
 
-    return create(
-        Api(pipeline, Keyring(config.tenants, credentials.http_token()), metrics, config.proxy),
-        lifespan,
-    )
+    api = Api(pipeline, tenants, metrics, config.proxy)
+    admin = Admin(api, tenants, feed, directory.workers, dram=config.dram.enabled)
+    return Doors(create(api, lifespan), create_admin(admin, api), config.proxy.admin_port)
 
 
 def serve(config: ClusterConfig, run_dir: Path, state_dir: Path, file: Path) -> None:
     """Serves until SIGINT or SIGTERM. Raises ConfigError if it cannot start."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads are the renderer's own
     credentials = load_or_create(state_dir)
-    listener = _listen(config.proxy.host, config.proxy.port)
+    listeners = _listeners(config, run_dir)
     settings = uvicorn.Config(
         application(config, run_dir, credentials, file),
         loop="uvloop",
@@ -110,8 +119,7 @@ def serve(config: ClusterConfig, run_dir: Path, state_dir: Path, file: Path) -> 
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    with listener:
-        uvicorn.Server(settings).run(sockets=[listener])
+    uvicorn.Server(settings).run(sockets=listeners)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,6 +154,36 @@ def _folder(option: Path | None, configured: str, name: str) -> Path:
         flag = "--" + name.replace("_", "-")
         raise ConfigError(f"which folder? Set {name} in the configuration or give {flag}")
     return Path(configured)
+
+
+def _listeners(config: ClusterConfig, run_dir: Path) -> list[socket.socket]:
+    """Of the API and of operators. Raises ConfigError; then none is left open."""
+    listeners = [_listen(config.proxy.host, config.proxy.port)]
+    try:
+        if config.proxy.admin_port:
+            listeners.append(_listen(config.proxy.admin_host, config.proxy.admin_port))
+        listeners.append(_listen_private(cluster.admin_socket(config, run_dir)))
+    except ConfigError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _listen_private(path: Path) -> socket.socket:
+    """A Unix socket; whom its folder lets in, which must be us alone, may connect."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        require_private(path.parent.stat(), path.parent)
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+    except ConfigError:
+        listener.close()
+        raise
+    return listener
 
 
 def _listen(host: str, port: int) -> socket.socket:

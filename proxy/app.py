@@ -21,12 +21,12 @@ from kvstore.credentials import TOKEN_HEADER
 from kvstore.errors import ApiError
 from kvstore.messages import ROLES
 from proxy import faults
-from proxy.identity import Keyring
 from proxy.jobs import Call
 from proxy.loads import Places
 from proxy.metrics import CLIENT_GONE, CONTENT_TYPE, Metrics, Story
-from proxy.pipeline import Answer, Pipeline
+from proxy.pipeline import FLUSHED, Answer, Pipeline
 from proxy.requests import AFFINITY_HEADER, PATHS, Route
+from proxy.tenants import Tenants
 
 log = logging.getLogger("kvferry.proxy")
 
@@ -40,10 +40,10 @@ class Api:
     """What the routes share. ``limits`` bound bodies, and how many are read at once."""
 
     def __init__(
-        self, pipeline: Pipeline, keyring: Keyring, metrics: Metrics, limits: Proxy
+        self, pipeline: Pipeline, tenants: Tenants, metrics: Metrics, limits: Proxy
     ) -> None:
         self._pipeline = pipeline
-        self._keyring = keyring
+        self._tenants = tenants
         self._metrics = metrics
         self._body_bytes = limits.body_mib << 20
         self._reading = Places(limits.max_requests)
@@ -61,25 +61,23 @@ class Api:
             story.status, story.reason = error.status, error.code or ""
             self._metrics.told(story)
             return refusal(error, request_id)
-        explained = self._keyring.operator(request.headers.get(TOKEN_HEADER))
+        explained = self._tenants.keyring.operator(request.headers.get(TOKEN_HEADER))
         affinity = request.headers.get(AFFINITY_HEADER)
         call = Call(route, tenant, body, request_id, arrived, explained, affinity)
-        return Exchange(self._pipeline, call)
+        return Exchange(self._pipeline, self._tenants, call)
 
     async def explain(self, tenant: str, route: str, request: Request) -> Response:
         """What would be done with a request of ``tenant``, for operators."""
         request_id, arrived = secrets.token_hex(16), time.monotonic()
         try:
-            if not self._keyring.operator(request.headers.get(TOKEN_HEADER)):
-                raise faults.unauthorized()
-            known = self._keyring.named(tenant)
+            known = self._tenants.keyring.named(tenant)
             if known is None or route not in PATHS:
                 raise faults.not_explained(tenant, route)
             with self._reading.one():
                 body = await self._body(request)
             affinity = request.headers.get(AFFINITY_HEADER)
             call = Call(route, known, body, request_id, arrived, affinity=affinity)
-            return _json(await self._pipeline.explain(call))
+            return json_reply(await self._pipeline.explain(call))
         except ApiError as error:
             return refusal(error, request_id)
 
@@ -103,14 +101,14 @@ class Api:
             }
             for model, length in sorted(lengths.items())
         ]
-        return _json({"object": "list", "data": cards})
+        return json_reply({"object": "list", "data": cards})
 
     def ready(self) -> Response:
         """200 when a decode worker can serve; the counts of ready workers either way."""
         prefill, decode = self._counts()
         counts = {"ready": decode > 0, "prefill": prefill, "decode": decode}
         headers = {} if decode else {"retry-after": str(faults.RETRY_SECONDS)}
-        return _json(counts, 200 if decode else 503, headers)
+        return json_reply(counts, 200 if decode else 503, headers)
 
     def metrics(self) -> Response:
         """Prometheus exposition."""
@@ -125,7 +123,7 @@ class Api:
         return ready["prefill"], ready["decode"]
 
     def _tenant(self, request: Request) -> Tenant:
-        tenant = self._keyring.tenant(request.headers.get("authorization"))
+        tenant = self._tenants.keyring.tenant(request.headers.get("authorization"))
         if tenant is None:
             raise faults.unauthorized()
         return tenant
@@ -161,19 +159,34 @@ class Api:
 class Exchange(Response):
     """One call on the wire: ends the work as soon as the client is gone, streaming or not."""
 
-    def __init__(self, pipeline: Pipeline, call: Call) -> None:
+    def __init__(self, pipeline: Pipeline, tenants: Tenants, call: Call) -> None:
         super().__init__()
         self._pipeline = pipeline
+        self._tenants = tenants
         self._call = call
+        self._started = False
         self._complete = False
+        self._flushed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._work(scope, receive, send))
         gone = asyncio.create_task(_disconnected(receive))
+
+        def flush() -> None:
+            self._flushed = not self._complete
+            if self._flushed:
+                work.cancel(FLUSHED)
+
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if self._complete:  # what is left is to put things away
-                await asyncio.wait({work})
+            with self._tenants.one(self._call.tenant, flush):
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if self._complete:  # what is left is to put things away
+                    await asyncio.wait({work})
+            if self._flushed and not gone.done():
+                await self._fail(faults.flushed(), (scope, receive, send))
+        except ApiError as error:
+            work.cancel()
+            await self._fail(error, (scope, receive, send))
         finally:
             work.cancel()
             gone.cancel()
@@ -181,17 +194,16 @@ class Exchange(Response):
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Nothing escapes but cancellation: a failure here ends this one request."""
-        started = False
         try:
             async with self._pipeline.answer(self._call) as answer:
-                started = True
+                self._started = True
                 await self._send(answer, send)
         except ApiError as error:
-            await self._fail(error, started, (scope, receive, send))
+            await self._fail(error, (scope, receive, send))
         except Exception as error:  # noqa: BLE001 (the outermost loop of a request)
             # The place, never the message or a traceback's values: they might quote a prompt.
             log.error("request=%s failed: %s", self._call.request_id, _place(error))  # noqa: TRY400
-            await self._fail(faults.internal(), started, (scope, receive, send))
+            await self._fail(faults.internal(), (scope, receive, send))
 
     async def _send(self, answer: Answer, send: Send) -> None:
         headers = {
@@ -216,10 +228,8 @@ class Exchange(Response):
         self._complete = True
         await send(_piece(body, more=False))
 
-    async def _fail(
-        self, error: ApiError, started: bool, wire: tuple[Scope, Receive, Send]
-    ) -> None:
-        if not started:
+    async def _fail(self, error: ApiError, wire: tuple[Scope, Receive, Send]) -> None:
+        if not self._started:
             self._complete = True
             await refusal(error, self._call.request_id)(*wire)
             return
@@ -240,25 +250,17 @@ def create(api: Api, lifespan: Lifespan) -> FastAPI:
     async def completions(request: Request) -> Response:
         return await api.generate("completions", request)
 
-    @app.post("/kvferry/explain/{tenant}/{route}")
-    async def explain(tenant: str, route: str, request: Request) -> Response:
-        return await api.explain(tenant, route, request)
-
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         return api.models(request)
 
     @app.get("/health")
     async def health() -> Response:
-        return _json({"status": "ok"})
+        return json_reply({"status": "ok"})
 
     @app.get("/ready")
     async def ready() -> Response:
         return api.ready()
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return api.metrics()
 
     @app.exception_handler(HTTPException)
     async def refused(_request: Request, error: HTTPException) -> Response:
@@ -290,7 +292,10 @@ async def _generator(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None
         yield piece
 
 
-def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_reply(
+    value: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """``value`` as a JSON answer."""
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 

@@ -27,6 +27,7 @@ from kvstore.handoff import (
     prefill_report,
 )
 from kvstore.messages import Announce, Outcome, Times
+from kvstore.salts import OWNER_HEADER
 from proxy import legs, usage
 from proxy.flight import Flight
 from proxy.jobs import Job
@@ -131,7 +132,7 @@ class Dispatch:
         flight.to_decode(worker)
         handed = ticket or _local_ticket(job)
         body = legs.decode_body(job.request, job.salt, job.prompt, handed)
-        headers = {REQUEST_HEADER: job.call.request_id}
+        headers = {REQUEST_HEADER: job.call.request_id, OWNER_HEADER: job.claim}
         if handed is not None:
             headers[TRANSFER_HEADER] = handed.transfer
         return await self._upstream.post(worker.http, PATHS[job.call.route], body, headers)
@@ -146,7 +147,12 @@ class Dispatch:
         body = legs.prefill_body(job.model, job.prompt, job.salt, ticket)
         request_id, worker = job.call.request_id, plan.given.worker
         with flight.counted(worker):
-            end = await self._prefilled(worker.http, body, request_id, transfer)
+            headers = {
+                REQUEST_HEADER: request_id,
+                TRANSFER_HEADER: transfer,
+                OWNER_HEADER: job.claim,
+            }
+            end = await self._prefilled(worker.http, body, headers)
         if end.failure is None:
             took = _took(end, len(job.tokens), worker.block_size)
             self._turns.ended(plan.given, computed=True, took=took)
@@ -160,9 +166,8 @@ class Dispatch:
         return end
 
     async def _prefilled(
-        self, http: str, body: dict[str, Any], request_id: str, transfer: str
+        self, http: str, body: dict[str, Any], headers: Mapping[str, str]
     ) -> PrefillEnd:
-        headers = {REQUEST_HEADER: request_id, TRANSFER_HEADER: transfer}
         try:
             reply = await self._upstream.post(http, legs.PREFILL_PATH, body, headers)
         except WorkerLost as lost:

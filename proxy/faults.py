@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from kvstore.credentials import TOKEN_HEADER
 from kvstore.errors import ApiError, WireError
 from proxy.wire import decoded
 
@@ -45,6 +46,15 @@ def unauthorized() -> ApiError:
     )
 
 
+def no_operator() -> ApiError:
+    """The cluster's token is missing, or it is another one."""
+    return ApiError(
+        401,
+        f"Only for operators: send what `kvferry token` prints as '{TOKEN_HEADER}'.",
+        code="invalid_token",
+    )
+
+
 def unknown_model(name: object, served: str) -> ApiError:
     """The client named a model that no worker serves."""
     return ApiError(
@@ -63,6 +73,32 @@ def not_explained(tenant: str, route: str) -> ApiError:
 def overloaded(message: str, retry_after: int = RETRY_SECONDS) -> ApiError:
     """Nothing can take the request now; a try after so many seconds may succeed."""
     return ApiError(503, message, kind="server_error", code="unavailable", retry_after=retry_after)
+
+
+def flushed() -> ApiError:
+    """The tenant's cache was flushed, or the tenant has gone, while the request ran."""
+    return ApiError(
+        409,
+        "This request was ended: what was cached for its tenant has been flushed. Send it again.",
+        kind="server_error",
+        code="cache_flushed",
+    )
+
+
+def too_many(limit: int) -> ApiError:
+    """A tenant has as many requests under way as it may."""
+    return ApiError(
+        429,
+        f"At most {limit} requests of yours may be under way at a time.",
+        kind="rate_limit_error",
+        code="too_many_requests",
+        retry_after=RETRY_SECONDS,
+    )
+
+
+def unknown_tenant(name: str) -> ApiError:
+    """An operator named a tenant that is not there."""
+    return ApiError(404, f"No tenant {name!r} here.", code="not_found")
 
 
 def timed_out(seconds: float) -> ApiError:

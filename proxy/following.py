@@ -1,22 +1,26 @@
-"""The cluster file while the proxy runs: workers may come and go in it, nothing else may change."""
+"""The cluster file while the proxy runs: workers and tenants may come and go in it, nothing else
+may change.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from kvstore import cluster
-from kvstore.cluster import ClusterConfig
+from kvstore.cluster import ClusterConfig, Tenant
 from kvstore.errors import ConfigError
 from kvstore.messages import ROLES, Role
 
 LOOK_SECONDS = 1.0
+
+_MAY_CHANGE = (*ROLES, "tenants")
 
 _Stamp = tuple[int, int, int] | None
 
@@ -41,21 +45,32 @@ def feeds(config: ClusterConfig, run_dir: Path) -> dict[str, Role]:
 
 
 def changed(config: ClusterConfig, before: ClusterConfig, now: ClusterConfig) -> ClusterConfig:
-    """``config``, which ``before`` was the file of, with the workers of the file as it is ``now``.
+    """``config``, which ``before`` was the file of, with what the file says ``now`` of workers and
+    tenants.
 
-    A role of which the file says the same as before stays as it is in ``config``. Raises
-    ConfigError where anything else than workers differs: that takes a restart.
+    Of what the file says the same as before ``config`` stays as it is. Raises ConfigError where
+    anything else differs: that takes a restart.
     """
     for section in ClusterConfig.__struct_fields__:
-        if section not in ROLES and getattr(now, section) != getattr(before, section):
-            raise ConfigError(f"{section} differs, and only workers may while a proxy runs")
+        if section not in _MAY_CHANGE and getattr(now, section) != getattr(before, section):
+            raise ConfigError(f"{section} differs: while a proxy runs only workers and tenants may")
     for role in ROLES:
         if now.workers(role).ranks != before.workers(role).ranks:
             raise ConfigError(f"{role}.ranks differs: all workers of a role have as many")
     differ = {
-        role: now.workers(role) for role in ROLES if now.workers(role) != before.workers(role)
+        section: getattr(now, section)
+        for section in _MAY_CHANGE
+        if getattr(now, section) != getattr(before, section)
     }
     return msgspec.structs.replace(config, **differ)
+
+
+class Callers(Protocol):
+    """Who may call (``proxy.tenants``)."""
+
+    def apply(self, tenants: Sequence[Tenant]) -> None:
+        """From now on these."""
+        ...
 
 
 class ClusterFile:
@@ -65,12 +80,15 @@ class ClusterFile:
     not be whole yet. One that cannot be used is complained of once, and what it was before stays.
     """
 
-    def __init__(self, path: Path, config: ClusterConfig, run_dir: Path, feed: Feed) -> None:
+    def __init__(
+        self, path: Path, config: ClusterConfig, run_dir: Path, feed: Feed, callers: Callers
+    ) -> None:
         """``config``: in force, and read from this file or made of it. Raises ConfigError."""
         self._path = path
         self._config = config
         self._run_dir = run_dir
         self._feed = feed
+        self._callers = callers
         self._seen = self._stamp()
         self._read = self._seen
         self._known = cluster.load(path)
@@ -104,13 +122,16 @@ class ClusterFile:
         return found
 
     def apply(self, now: ClusterConfig) -> None:
-        """Its workers are followed from now on, or it is refused."""
+        """Its workers are followed from now on, and its tenants let in, or it is refused."""
         try:
             config = changed(self._config, self._known, now)
             self._feed.follow(feeds(config, self._run_dir))
         except ConfigError as error:
             _refuse(f"{self._path}: {error}")
             return
+        if config.tenants != self._config.tenants:
+            self._callers.apply(config.tenants)
+            log.info("tenants in %s: %d", self._path, len(config.tenants))
         self._config, self._known = config, now
         log.info("workers in %s: %d prefill, %d decode", self._path, *_counts(config))
 
@@ -126,7 +147,7 @@ class ClusterFile:
 
 
 def _refuse(why: str) -> None:
-    log.error("the cluster file is not followed, its workers stay as they were: %s", why)
+    log.error("the cluster file is not followed, all stays as it was: %s", why)
 
 
 def _counts(config: ClusterConfig) -> list[int]:

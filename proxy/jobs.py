@@ -8,6 +8,7 @@ from functools import cached_property
 import msgspec
 
 from kvstore.cluster import Tenant
+from kvstore.salts import owner
 from proxy.requests import ClientRequest, Route
 
 
@@ -43,6 +44,13 @@ class Job:
     tokens: list[int] | None
     alone: str | None
     hint: int | None = None
+
+    @cached_property
+    def claim(self) -> str:
+        """Whose request it is, as its legs say."""
+        whose = owner(self.salt)
+        assert whose is not None
+        return whose.claim
 
     @cached_property
     def prompt(self) -> msgspec.Raw | None:

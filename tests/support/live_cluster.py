@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 
 import psutil
 
-from deploy import explain
+from deploy import explain, operators
 from deploy.models import name_of
 from deploy.places import free_port
 from kvstore.blockhash import block_chain, block_names
-from kvstore.cluster import ClusterConfig, addresses, load, parse_worker_name
-from kvstore.credentials import load_or_create
+from kvstore.cluster import ClusterConfig, addresses, admin_socket, load, parse_worker_name
+from kvstore.credentials import TOKEN_HEADER, load_or_create
 from kvstore.index import Held
 from kvstore.salts import Scope, salt
 from tests.support.relays import following
@@ -206,12 +206,7 @@ class LiveCluster:
 
     def rendered(self, where: str, why: str = "") -> int:
         """How many prompts the proxy has counted as rendered there, and why."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request("GET", "/metrics")
-            text = connection.getresponse().read().decode()
-        finally:
-            connection.close()
+        text = self.operator("/metrics").decode()
         labels = re.escape(f'{{where="{where}",why="{why}"}}')
         found = re.search(rf"^kvferry_render_total{labels} (\S+)$", text, re.MULTILINE)
         return int(float(found[1])) if found else 0
@@ -234,11 +229,23 @@ class LiveCluster:
 
         asyncio.run(follow())
 
+    def operator(self, path: str, method: str = "GET") -> bytes:
+        """What the proxy answers its operator."""
+        token = load_or_create(Path(self.config.state_dir)).http_token()
+        connection = _UnixConnection(admin_socket(self.config, self.run_dir))
+        try:
+            connection.request(method, path, headers={TOKEN_HEADER: token})
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            return response.read()
+        finally:
+            connection.close()
+
     def explain(self, tenant: str, prompt: list[int]) -> dict[str, Any]:
         """What the proxy would do with this completion."""
         request = "completions", json.dumps({"prompt": prompt}).encode()
         token = load_or_create(Path(self.config.state_dir)).http_token()
-        return explain.ask(f"http://127.0.0.1:{self.port}", token, tenant, request)
+        return explain.ask(operators.address(self.config), token, tenant, request)
 
     def worker(self, name: str, method: str, path: str, body: object = None) -> tuple[int, bytes]:
         """An HTTP request straight to a worker's engine, past the proxy."""

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +21,31 @@ from fastapi import FastAPI
 
 from kvstore.blockhash import block_chain, block_names
 from kvstore.cluster import Dram, Proxy, Ship, Tenant
+from kvstore.credentials import TOKEN_HEADER
 from kvstore.engagements import Engagements
 from kvstore.index import Directory
-from kvstore.messages import PROTOCOL_VERSION, Announce, Role, Snapshot, Tier
+from kvstore.messages import (
+    PROTOCOL_VERSION,
+    Announce,
+    Role,
+    Snapshot,
+    Standing,
+    TenantMessage,
+    Tier,
+)
 from kvstore.salts import Scope, salt
+from kvstore.tenant_feed import TenantFeed
 from kvstore.text_rules import TEXT_RULES_PATH
+from proxy.admin import Admin, create_admin
 from proxy.app import Api, create
-from proxy.identity import Keyring
 from proxy.learning import Learner
 from proxy.metrics import Metrics
 from proxy.pipeline import Parts, Pipeline, Settings
 from proxy.remembered import Remembered
 from proxy.render import Renderer
 from proxy.render_counts import RenderCounts
+from proxy.tenant_metrics import TenantMemory
+from proxy.tenants import Tenants
 from proxy.upstream import Upstream
 
 MODEL = "tiny"
@@ -274,6 +286,29 @@ class LiveDirectory(Directory):
         self.apply(Snapshot(worker.name, generation, next(self._rounds), 0, 1, tier, held), 0.0)
 
 
+class FakeFeed:
+    """What is said to workers, and by them where a test lets them."""
+
+    def __init__(self) -> None:
+        self.tenants = TenantFeed()
+        self.said: list[Standing] = []
+        self._news = asyncio.Event()
+
+    def say(self, standings: Iterable[Standing]) -> None:
+        known = list(standings)
+        self.tenants.say(known)
+        self.said += known
+
+    async def news(self) -> None:
+        await self._news.wait()
+
+    def hear(self, *messages: TenantMessage) -> None:
+        for message in messages:
+            self.tenants.hear(message)
+        self._news.set()
+        self._news.clear()
+
+
 class NoPeers:
     """There is only one proxy, unless a test says otherwise."""
 
@@ -296,6 +331,9 @@ class Stage:
     directory: LiveDirectory
     pipeline: Pipeline
     learner: Learner
+    admin_url: str
+    tenants: Tenants
+    said: FakeFeed
 
     @property
     def p(self) -> Worker:
@@ -311,12 +349,16 @@ class Stage:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.session.post(self.url + path, data=raw, headers=headers, **options)
 
+    def operator(self, method: str, path: str, **options: Any) -> Any:
+        headers = {TOKEN_HEADER: TOKEN, **options.pop("headers", {})}
+        return self.session.request(method, self.admin_url + path, headers=headers, **options)
+
     async def counted(self, text: str) -> None:
         """Waits until the metrics hold ``text``: they are written after the last byte."""
         counters = ""
         async with asyncio.timeout(5):
             while text not in counters:
-                async with self.session.get(self.url + "/metrics") as reply:
+                async with self.operator("GET", "/metrics") as reply:
                     counters = await reply.text()
 
 
@@ -366,16 +408,34 @@ async def stage(
             Tenant(name=name, keys_sha256=(hashlib.sha256(key.encode()).hexdigest(),))
             for name, key in KEYS.items()
         ]
-        api = Api(pipeline, Keyring(tenants, TOKEN), metrics, proxy)
+        said = FakeFeed()
+        callers = Tenants(tenants, TOKEN, SALT_KEY, said)
+        said.tenants = TenantFeed(callers.raised)
+        metrics.registry.register(TenantMemory(said.tenants, callers.named))
+        api = Api(pipeline, callers, metrics, proxy)
+        admin = Admin(api, callers, said, directory.workers, dram=True)
 
         @asynccontextmanager
         async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
             async with upstream:
                 yield
 
-        url = await stack.enter_async_context(_serving(create(api, lifespan)))
+        public, operators = create(api, lifespan), create_admin(admin, api)
+        url = await stack.enter_async_context(_serving(public))
+        admin_url = await stack.enter_async_context(_serving(operators))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Stage(url, session, fleet["prefill"], fleet["decode"], directory, pipeline, learner)
+        yield Stage(
+            url,
+            session,
+            fleet["prefill"],
+            fleet["decode"],
+            directory,
+            pipeline,
+            learner,
+            admin_url,
+            callers,
+            said,
+        )
         await session.close()
         await until(lambda: not pipeline.loads.counts)
         pipeline.check()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 
 async def explained(s: Stage, tenant: str = "alice", **fields: Any) -> dict[str, Any]:
     request = "chat", json.dumps(chat(**fields)).encode()
-    return await asyncio.to_thread(explain.ask, s.url, TOKEN, tenant, request)
+    return await asyncio.to_thread(explain.ask, s.admin_url, TOKEN, tenant, request)
 
 
 def test_candidates_and_what_they_hold(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_real_request_tells_too_where_an_operator_asks(tmp_path: Path) -> None
 def test_others_are_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as s:
-            url = f"{s.url}/kvferry/explain/alice/chat"
+            url = f"{s.admin_url}/kvferry/explain/alice/chat"
             for headers in ({}, {"authorization": "Bearer key-of-alice"}):
                 async with s.session.post(url, data=b"{}", headers=headers) as reply:
                     assert reply.status == 401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import signal
@@ -18,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from deploy.places import free_port
-from kvstore.credentials import load_or_create
+from kvstore import probe
+from kvstore.credentials import TOKEN_HEADER, load_or_create
 from proxy.__main__ import main
 from proxy.following import LOOK_SECONDS
 from tests.support.relays import RunningRelay
@@ -48,6 +50,13 @@ def get(url: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
+async def metrics(folder: Path, port: int) -> bytes:
+    token = {TOKEN_HEADER: load_or_create(folder / "state").http_token()}
+    socket = f"unix:{folder}/run/proxy.{port}.admin"
+    assert (await probe.get(socket, "/metrics", 5.0)).status == 401
+    return (await probe.get(socket, "/metrics", 5.0, token)).body
+
+
 def test_starts_serves_and_stops(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "proxy", "--config", str(config(tmp_path, port))]
@@ -65,7 +74,8 @@ def test_starts_serves_and_stops(tmp_path: Path) -> None:
             status, body = get(f"http://127.0.0.1:{port}/ready")
             assert (status, json.loads(body)["ready"]) == (503, False)
             assert get(f"http://127.0.0.1:{port}/v1/models")[0] == 401
-            assert b"kvferry_requests" in get(f"http://127.0.0.1:{port}/metrics")[1]
+            assert get(f"http://127.0.0.1:{port}/metrics")[0] == 404
+            assert b"kvferry_requests" in asyncio.run(metrics(tmp_path, port))
             process.send_signal(signal.SIGTERM)
             _, stderr = process.communicate(timeout=10)
         finally:

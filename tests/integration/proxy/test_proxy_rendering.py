@@ -295,7 +295,7 @@ def test_only_the_own_texts_are_remembered(tmp_path: Path) -> None:
 
 
 async def characters(s: Stage) -> list[float]:
-    async with s.session.get(s.url + "/metrics") as reply:
+    async with s.operator("GET", "/metrics") as reply:
         lines = (await reply.text()).splitlines()
     return [
         next((float(line.split()[1]) for line in lines if line.startswith(name)), 0.0)

@@ -1,15 +1,16 @@
-"""The cluster file may change while a proxy runs: its workers, and nothing else."""
+"""The cluster file may change while a proxy runs: its workers and tenants, and nothing else."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from kvstore import cluster
+from kvstore.cluster import Tenant
 from kvstore.errors import ConfigError
 from kvstore.messages import Role
 from proxy.following import ClusterFile, changed, feeds
@@ -35,10 +36,14 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "cluster.toml"
         self.feed = Feed()
+        self.callers: list[Sequence[Tenant]] = []
         self._now = 1_000_000
         self.write(BEFORE)
         config = cluster.parse(BEFORE)
-        self.file = ClusterFile(self.path, config, RUN_DIR, self.feed)
+        self.file = ClusterFile(self.path, config, RUN_DIR, self.feed, self)
+
+    def apply(self, tenants: Sequence[Tenant]) -> None:
+        self.callers.append(tenants)
 
     def write(self, text: str) -> None:
         self.path.write_text(text)
@@ -70,6 +75,16 @@ def test_a_worker_more_and_one_less_are_followed(world: World) -> None:
         ["decode-0.feed", "prefill-0.feed", "prefill-1.feed", "prefill-2.feed"],
         ["decode-0.feed", "prefill-0.feed"],
     ]
+
+
+def test_tenants_come_and_go(world: World) -> None:
+    alice = f'[[tenants]]\nname = "alice"\nkeys_sha256 = ["{"0" * 64}"]\n'
+    for text in (BEFORE + alice, BEFORE):
+        world.write(text)
+        world.look()
+        world.look()
+    named = [[tenant.name for tenant in tenants] for tenants in world.callers]
+    assert named == [["alice"], []]
 
 
 def test_what_one_role_was_changed_to_stays_when_another_changes(world: World) -> None:
@@ -105,7 +120,7 @@ def test_one_that_another_takes_the_place_of_is_noticed(world: World, tmp_path: 
         os.utime(folder / "cluster.toml", (1, 1))
     (tmp_path / "data").symlink_to(folders[0])
     path = tmp_path / "data" / "cluster.toml"
-    file = ClusterFile(path, cluster.load(path), RUN_DIR, world.feed)
+    file = ClusterFile(path, cluster.load(path), RUN_DIR, world.feed, world)
     (tmp_path / "data").unlink()
     (tmp_path / "data").symlink_to(folders[1])
     assert file.look() is None
