@@ -154,7 +154,8 @@ def _up(options: argparse.Namespace) -> int:
             key, digest = places.new_key()
             config = places.with_tenant(config, LOCAL_TENANT, digest)
         file = _write(config, folder / RESOLVED)
-        parts = supervisor.parts(config, file, on_gpu, options.verbose)
+        followed = (options.config or file).absolute()
+        parts = supervisor.parts(config, file, on_gpu, options.verbose, followed)
         return asyncio.run(_supervise(config, parts, key))
 
 

@@ -178,8 +178,13 @@ def base_url(config: ClusterConfig) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{config.proxy.port}"
 
 
-def parts(config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool) -> list[Part]:
-    """All parts of ``config``, whose file for the children is ``config_file``."""
+def parts(
+    config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool, followed: Path
+) -> list[Part]:
+    """All parts of ``config``, whose file for the children is ``config_file``.
+
+    Workers and tenants come and go in the file that is ``followed``.
+    """
     loud = ("--verbose",) if verbose else ()
     found = []
     if config.dram.enabled:
@@ -198,7 +203,8 @@ def parts(config: ClusterConfig, config_file: Path, on_gpu: bool, verbose: bool)
             name = cluster.worker_name(role, index)
             argv = (*_python(role), "--config", str(config_file), "--name", name, *loud)
             found.append(Part(name, Command(argv, {}), WORKER_STOP_SECONDS))
-    proxy = Command((*_python("proxy"), "--config", str(config_file)), {})
+    argv = (*_python("proxy"), "--config", str(config_file), "--follow", str(followed))
+    proxy = Command(argv, {})
     quiet = _never if verbose else _is_chatter
     found.append(Part("proxy", proxy, PROXY_STOP_SECONDS, "proxy | ", quiet=quiet))
     return found

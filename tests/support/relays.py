@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from kvstore.cluster import Addresses, Dram, Ship, WorkerSettings
@@ -15,7 +15,7 @@ from kvstore.credentials import Credentials
 from kvstore.errors import ConfigError
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
-from kvstore.messages import PROTOCOL_VERSION, Announce, Role
+from kvstore.messages import PROTOCOL_VERSION, Announce, Role, Standing
 from kvstore.relay import Relay
 
 WAIT_SECONDS = 15.0
@@ -53,11 +53,16 @@ class RunningRelay:
         announce = Announce(
             PROTOCOL_VERSION, worker, role, "g0", "starting", "m", "", "", "", 32, 8192, 100, 0
         )
-        self.relay = Relay(announce, settings, credentials)
+        self.changed: list[Callable[[Sequence[Standing]], None]] = []
+        self.relay = Relay(announce, settings, credentials, self._changed)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         self.relay.wait_listening(WAIT_SECONDS)
+
+    def _changed(self, standings: Sequence[Standing]) -> None:
+        for hear in self.changed:
+            hear(standings)
 
     def _run(self) -> None:
         with contextlib.suppress(ConfigError):  # wait_listening raises it

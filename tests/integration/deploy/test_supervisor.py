@@ -178,17 +178,25 @@ async def test_killing_does_not_wait_for_anybody(config: ClusterConfig) -> None:
 
 
 def test_the_parts_of_the_default_cluster(tmp_path: Path, config: ClusterConfig) -> None:
-    made = supervisor.parts(config, tmp_path / "c.toml", False, False)
+    made = supervisor.parts(config, tmp_path / "c.toml", False, False, tmp_path / "d.toml")
     assert [part.name for part in made] == ["dram", "prefill-0", "decode-0", "proxy"]
     without = cluster.parse("[dram]\nenabled=false\n[prefill]\ncount=2")
-    names = [part.name for part in supervisor.parts(without, tmp_path / "c.toml", False, False)]
+    names = [
+        part.name
+        for part in supervisor.parts(
+            without, tmp_path / "c.toml", False, False, tmp_path / "d.toml"
+        )
+    ]
     assert names == ["prefill-0", "prefill-1", "decode-0", "proxy"]
 
 
 def test_the_proxy_is_not_killed_while_it_lets_answers_finish(
     tmp_path: Path, config: ClusterConfig
 ) -> None:
-    made = {p.name: p for p in supervisor.parts(config, tmp_path / "c.toml", False, False)}
+    made = {
+        p.name: p
+        for p in supervisor.parts(config, tmp_path / "c.toml", False, False, tmp_path / "d.toml")
+    }
     assert made["proxy"].grace > GRACE_SECONDS
 
 
