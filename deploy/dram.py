@@ -32,11 +32,13 @@ def command(config: ClusterConfig, on_gpu: bool, verbose: bool) -> Command:
     # A reservation nobody fills must lapse before the server reaps its owner (120 s), because
     # reaping publishes it; and reserved memory is taken at once, so that being full shows early.
     flags += ["--l1-write-ttl-seconds", "30", "--l1-read-ttl-seconds", "60", "--no-l1-use-lazy"]
-    flags += ["--chunk-size", str(dram.chunk_tokens), "--eviction-policy", "LRU"]
+    # Who gives way to whom is decided in our module.
+    flags += ["--chunk-size", str(dram.chunk_tokens), "--eviction-policy", "noop"]
     flags += ["--supported-transfer-mode", "auto" if on_gpu else "engine_driven"]
     flags += ["--shm-name", segment(config), "--disable-metrics"]
     feed = cluster.dram_feed(config, Path(config.run_dir), "prefill")
-    module = {"module_path": "kvstore.lmcache_server_module", "config": {"feed": feed}}
+    settings = {"feed": feed, "operation_seconds": dram.operation_seconds}
+    module = {"module_path": "kvstore.lmcache_server_module", "config": settings}
     flags += ["--server-module", json.dumps(module)]
     env = {**QUIET, "LMCACHE_LOG_LEVEL": "INFO" if verbose else "ERROR"}
     return Command((sys.executable, "-m", "lmcache.cli.main", "server", *flags), env)

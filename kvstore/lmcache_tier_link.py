@@ -211,8 +211,8 @@ class Registration:
     def reserve(self, key: ChunksKey, seconds: float) -> list[tuple[int, Bytes]]:
         """Memory for those chunks of ``key`` that the server lacks: (position, slot) pairs.
 
-        Empty: it has all of them, or no room. What is not committed stays locked until LMCache's
-        write locks run out; there is no call to give it back.
+        Empty: it has all of them, or no room. What is neither committed nor given back stays locked
+        until LMCache's write locks run out.
         """
         self._reserved.add(key.request_id)
         answer = self._call(self._link.client.prepare_store(key, self._instance), seconds)
@@ -232,6 +232,14 @@ class Registration:
         done = self._call(self._link.client.commit_store(key, self._instance, b""), seconds)
         self._reserved.discard(key.request_id)
         return bool(done)
+
+    def give_back(self, key: ChunksKey, slots: list[tuple[int, Bytes]], seconds: float) -> None:
+        """What was reserved for ``key`` will not be filled. Our module drops what has no seal."""
+        for _, slot in slots:
+            slot[-SEAL_BYTES:] = 0
+        if slots:
+            self.commit(key, seconds)
+        self.forget(key.request_id)
 
     def read(self, key: ChunksKey, seconds: float) -> list[Bytes] | None:
         """The slots of ``key``, which a lookup has locked; None: not all of them are there."""

@@ -28,8 +28,8 @@ from kvstore.lmcache_filing import Filing, filings
 from kvstore.lmcache_tier_link import Link, Naming, Registration
 from kvstore.messages import Enrol
 from kvstore.pages import KVPages, open_pages
-from kvstore.tier import Health, Job, Kind, OpQueue, TierOp, TierResult, is_salt
-from kvstore.tier_seal import Bytes, Scope, is_whole, names, write_seal
+from kvstore.tier import Health, Job, Kind, OpQueue, TierOp, TierResult, is_kept
+from kvstore.tier_seal import Bytes, Scope, is_blank, is_whole, names, write_seal
 from kvstore.tier_shape import Part, TierShape
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class LMCacheCopy:
             return f"{len(op.block_ids)} blocks, {op.skip_blocks} skipped, of {len(places)}"
         if not all(0 <= page < pages for page in op.block_ids):
             return f"block ids beyond the {pages} attached"
-        return None if is_salt(op.salt) else "not a salt"
+        return None if is_kept(op.salt) else "nothing is kept under this salt"
 
     def _unnamed(self, op: TierOp) -> str | None:
         blocks = (op.end - op.start) // self._shape.block_size
@@ -265,6 +265,7 @@ class LMCacheCopy:
         key, identities = filing.key(op, place.session()), filing.identities(op)
         slots = place.reserve(key, self._left(job))
         if not self._begin_copy():
+            place.give_back(key, slots, self._attempt)
             return _Outcome(ok=False)
         copied = 0
         for position, slot in slots:
@@ -274,6 +275,7 @@ class LMCacheCopy:
             write_seal(slot, identities[position])
         self._end_copy()
         if self._left(job) <= 0:
+            place.give_back(key, slots, self._attempt)
             return _Outcome(ok=False, reason="too late")
         for filed in filing.filed(op, key, [position for position, _ in slots]):
             place.file(filed, self._left(job))
@@ -288,31 +290,32 @@ class LMCacheCopy:
         slots = place.read(key, self._left(job))
         if slots is None:
             return _Outcome(ok=False, reason="no longer held")
-        copied = whole = False
+        outcome, wrong = _Outcome(ok=False), False
         if self._begin_copy():
-            copied, whole = True, self._scatter(op, filing.identities(op), slots)
+            bad = self._scatter(op, filing.identities(op), slots)
             self._end_copy()
+            wrong = bad is not None and not is_blank(bad)
+            if bad is None:
+                outcome = _Outcome(ok=True, blocks=len(op.block_ids) - op.skip_blocks)
+            else:
+                outcome = _Outcome(ok=False, reason="seal broken" if wrong else "overwritten")
         place.unlock(key, self._dram.operation_seconds)
         place.forget(key.request_id)
-        if copied and not whole:
+        if wrong:
             log.error("a chunk in the DRAM tier is not what it is filed as: clearing the tier")
             place.clear()
-        return _Outcome(
-            ok=whole,
-            blocks=len(op.block_ids) - op.skip_blocks if whole else 0,
-            reason=None if whole else "seal broken",
-        )
+        return outcome
 
-    def _scatter(self, op: TierOp, identities: list[bytes], slots: list[Bytes]) -> bool:
-        """Copy the slots into the pages; whether all of it was what it should be."""
+    def _scatter(self, op: TierOp, identities: list[bytes], slots: list[Bytes]) -> Bytes | None:
+        """Copy the slots into the pages; the first that was not what it should be, if any."""
         for position, (slot, identity) in enumerate(zip(slots, identities, strict=True)):
             if not names(slot, identity):
-                return False
+                return slot
             blocks, part = self._part(op, position, slot, op.skip_blocks)
             self._paged().scatter(blocks, part)
             if not is_whole(slot, identity):
-                return False
-        return True
+                return slot
+        return None
 
     def _part(
         self, op: TierOp, position: int, slot: Bytes, skip: int = 0

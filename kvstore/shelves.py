@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -76,36 +76,55 @@ class Shelves(Generic[K]):
         """What is on the shelf of ``tag``, oldest first; not to be changed meanwhile."""
         return iter(self._shelves.get(tag, ()))
 
+    def size(self, key: K) -> int:
+        """That of what is kept under ``key``. Raises KeyError where nothing is."""
+        return self._shelves[self._owners[key]][key]
+
+    def kept_of(self, tag: str) -> int:
+        """What is kept of that tenant."""
+        return self._kept.get(tag, 0)
+
+    def limit(self, tag: str) -> int:
+        """More than that ``tag`` may not have."""
+        _, limit = self._shares.get(tag, (0.0, 1.0))
+        return int(limit * self.capacity)
+
     def excess(self, tag: str) -> int:
         """By how much ``tag`` is above its limit."""
-        _, limit = self._shares.get(tag, (0.0, 1.0))
-        return max(0, self._kept.get(tag, 0) - int(limit * self.capacity))
+        return max(0, self._kept.get(tag, 0) - self.limit(tag))
 
-    def borrower(self) -> str | None:
-        """Who has most above its floor; None where nobody has anything above it.
+    def borrower(self, but: Collection[str] = ()) -> str | None:
+        """Who has most above its floor, ``but`` for these; None where nobody has anything above it.
 
         The next thing to go for anybody's sake is the oldest on that shelf.
         """
-        while self._borrowers:
+        passed, found = [], None
+        while self._borrowers and found is None:
             claimed, tag = self._borrowers[0]
-            borrowed = self._borrowed(tag)
-            if -claimed == borrowed:
-                return tag
+            borrowed = self.borrowed(tag)
+            if -claimed == borrowed and tag not in but:
+                found = tag
+                continue
             heapq.heappop(self._borrowers)
-            if borrowed > 0:
+            if -claimed == borrowed:
+                passed.append((claimed, tag))
+            elif borrowed > 0:
                 heapq.heappush(self._borrowers, (-borrowed, tag))
-        return None
+        for entry in passed:
+            heapq.heappush(self._borrowers, entry)
+        return found
 
-    def _borrowed(self, tag: str) -> int:
+    def borrowed(self, tag: str, more: int = 0) -> int:
+        """What ``tag`` has above its floor, if it had that much ``more``."""
         floor, _ = self._shares.get(tag, (0.0, 1.0))
-        return max(0, self._kept.get(tag, 0) - int(floor * self.capacity))
+        return max(0, self._kept.get(tag, 0) + more - int(floor * self.capacity))
 
     def _borrows(self, tag: str) -> None:
         """Each tenant has an entry that claims at least what it has borrowed."""
-        borrowed = self._borrowed(tag)
+        borrowed = self.borrowed(tag)
         if borrowed > 0:
             heapq.heappush(self._borrowers, (-borrowed, tag))
         if len(self._borrowers) > 2 * len(self._shelves) + _SPARE:
-            now = [(-self._borrowed(one), one) for one in self._shelves]
+            now = [(-self.borrowed(one), one) for one in self._shelves]
             self._borrowers = [entry for entry in now if entry[0] < 0]
             heapq.heapify(self._borrowers)

@@ -2,9 +2,10 @@
 
 A **tier** keeps whole chunks of ``chunk_tokens`` tokens of KV and, for models with sliding windows,
 the window before a chunk's end (``tier_shape``), named by the tokens from the start of the prompt
-and by the tenant's salt. The engine's scheduler asks it (:class:`TierLookup`), the
-engine's worker copies to and from it (:class:`TierCopy`); neither ever waits for it. A tier that
-is down holds nothing and takes nothing; it is back by itself.
+and by the tenant's salt; nothing is kept under a salt that is nobody's or that says so. The
+engine's scheduler asks it (:class:`TierLookup`), the engine's worker copies to and from it
+(:class:`TierCopy`); neither ever waits for it. A tier that is down holds nothing and takes nothing;
+it is back by itself.
 
 A lookup locks what it finds, so that it stays until it is loaded::
 
@@ -22,6 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from kvstore.salts import owner
 from kvstore.tier_shape import Part
 
 if TYPE_CHECKING:
@@ -32,13 +34,11 @@ if TYPE_CHECKING:
 Kind = Literal["store", "load"]
 Health = Literal["up", "down"]
 
-SALT_LIMIT = 128
-_SALT_REFUSED = frozenset("@/\\\x00")
 
-
-def is_salt(text: str) -> bool:
-    """Whether ``text`` may scope a tier's keys (vLLM's own rule for a cache salt, or empty)."""
-    return len(text) <= SALT_LIMIT and _SALT_REFUSED.isdisjoint(text)
+def is_kept(salt: str) -> bool:
+    """Whether a tier may keep anything of this salt, and look for it."""
+    whose = owner(salt)
+    return whose is not None and whose.kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import enum
 import itertools
 from dataclasses import dataclass
 
-from kvstore.tier import TierKey, is_salt
+from kvstore.tier import TierKey, is_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class LookupLedger:
     def start(self, key: TierKey, now: float) -> Ask | None:
         """Begin a lookup, if it can find anything and there is room."""
         end = len(key.tokens) // self._chunk * self._chunk
-        if key.request in self._requests or end == 0 or not is_salt(key.salt):
+        if key.request in self._requests or end == 0 or not is_kept(key.salt):
             return None
         if len(self._requests) >= self._limit or len(self._unanswered) >= self._limit:
             return None

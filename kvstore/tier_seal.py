@@ -75,5 +75,10 @@ def is_whole(slot: Bytes, identity: bytes) -> bool:
     return names(slot, identity) and _digest(slot[:-SEAL_BYTES]) == digest
 
 
+def is_blank(slot: Bytes) -> bool:
+    """Whether the slot bears no seal: it was never filled, or has been overwritten."""
+    return not slot[-SEAL_BYTES:].any()
+
+
 def _digest(payload: Bytes) -> bytes:
     return xxhash.xxh3_128_digest(payload.data)

@@ -1,7 +1,8 @@
 """The DRAM tier's feed, where its server runs: what workers of this host could load from it.
 
 LMCache's threads say what becomes of objects, engines what is in them; a thread of our own tells
-the relays. Nothing here waits for a relay: one that is too slow is dropped and asks anew.
+the relays, and hears from them what holds for tenants. Nothing here waits for a relay: one that is
+too slow is dropped and asks anew.
 """
 
 from __future__ import annotations
@@ -12,14 +13,26 @@ import secrets
 import threading
 import time
 from collections.abc import Hashable, Iterable
+from typing import Protocol
 
 import zmq
 
 from kvstore.codec import decode, encode
 from kvstore.errors import ConfigError, WireError
-from kvstore.messages import PROTOCOL_VERSION, Announce, Enrol, Filed, Subscribe
+from kvstore.messages import (
+    PROTOCOL_VERSION,
+    Announce,
+    Enrol,
+    Filed,
+    Standing,
+    Subscribe,
+    Tenancy,
+    Usage,
+    Wiped,
+)
 from kvstore.relay_core import RelayCore, Told
 from kvstore.tier_census import TierCensus
+from kvstore.tier_reports import WipeReports
 from kvstore.transport.sockets import SocketOptions, close_listener, listen_private
 
 ANNOUNCE_SECONDS = 1.0
@@ -32,9 +45,23 @@ _STOP_SECONDS = 2.0
 _NOWHERE = ""
 """The scope of workers whose engine has not been heard of: nothing is filed in it."""
 
-_OPTIONS = SocketOptions(max_frame_bytes=4096, send_queue=256, receive_queue=64)
+_OPTIONS = SocketOptions(max_frame_bytes=4096, send_queue=256, receive_queue=2048)
+"""A relay tells every second what holds for all tenants, 64 at a time (``standings.MAX_TAGS``)."""
 
 log = logging.getLogger(__name__)
+
+
+class Tenants(Protocol):
+    """Whose memory it is. No method waits for anything."""
+
+    def stand(self, standings: Iterable[Standing]) -> None:
+        """These hold from now on. Raises WireError for one tenant too many."""
+
+    def usage(self) -> list[Usage]:
+        """The memory's bytes, and what is held of each tenant."""
+
+    def wiped(self) -> list[Wiped]:
+        """The flushes that are done since the last call."""
 
 
 class TierServer:
@@ -43,7 +70,8 @@ class TierServer:
     Raises ConfigError where the address cannot be listened on.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, tenants: Tenants) -> None:
+        self._tenants = tenants
         self._lock = threading.Lock()
         self._census = TierCensus()
         self._scopes: dict[str, str] = {}
@@ -51,7 +79,7 @@ class TierServer:
         self._stopping = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            feed = _Feed(listen_private(self._context, uri, _OPTIONS))
+            feed = _Feed(listen_private(self._context, uri, _OPTIONS), tenants)
         except ConfigError:
             self._context.term()
             raise
@@ -117,14 +145,17 @@ class TierServer:
         for scope, events in changes.items():
             feed.tell(scope, feed.core(scope).apply("dram", events))
         feed.hear(scopes, now)
+        feed.report(self._tenants.wiped())
         feed.announce(now)
 
 
 class _Feed:
     """The socket, and what each scope's subscribers have been told. For one thread."""
 
-    def __init__(self, router: zmq.Socket[bytes]) -> None:
+    def __init__(self, router: zmq.Socket[bytes], tenants: Tenants) -> None:
         self._router = router
+        self._tenants = tenants
+        self._reports = WipeReports()
         self._cores: dict[str, RelayCore] = {}
         self._life = secrets.token_hex(8)
         self._numbers = itertools.count()
@@ -157,23 +188,44 @@ class _Feed:
                 continue
             if isinstance(wish, Subscribe):
                 self._grant(peer, wish, scopes.get(wish.proxy, _NOWHERE), now)
+            elif isinstance(wish, Tenancy):
+                self._stand(peer, wish)
+
+    def report(self, wiped: Iterable[Wiped]) -> None:
+        """Tells relays of the flushes that are done, if they do not know."""
+        for one in wiped:
+            self._reports.done(one, self._subscribers())
+        for peer, told in self._reports.take():
+            self._send(peer, encode(told))
 
     def announce(self, now: float) -> None:
-        """Tells all subscribers that we are there, every second."""
+        """Tells all subscribers that we are there and what is held of tenants, every second."""
         if now < self._next_announce:
             return
         self._next_announce = now + ANNOUNCE_SECONDS
+        held = self._tenants.usage()
         for scope, core in self._cores.items():
             core.expire(now)
-            self.tell(scope, [core.announce])
+            self.tell(scope, [core.announce, *held])
+        self._reports.keep(self._subscribers())
 
-    def tell(self, scope: str, messages: Iterable[Told]) -> None:
+    def _subscribers(self) -> set[bytes]:
+        return {peer for core in self._cores.values() for peer in core.subscribers}
+
+    def _stand(self, peer: bytes, message: Tenancy) -> None:
+        try:
+            self._tenants.stand(message.standings)
+        except WireError as error:
+            log.error("feed: %s", error)  # noqa: TRY400 - no traceback
+        self._reports.asked(peer, message.standings)
+
+    def tell(self, scope: str, messages: Iterable[Told | Usage]) -> None:
         """Sends ``messages`` to all subscribers of ``scope``."""
         core = self.core(scope)
         for message in messages:
             frame = encode(message)
             for peer in core.subscribers:
-                self._send(core, peer, frame)
+                self._send(peer, frame)
 
     def _grant(self, peer: bytes, wish: Subscribe, scope: str, now: float) -> None:
         core = self.core(scope)
@@ -181,16 +233,18 @@ class _Feed:
             if other is not core:
                 other.drop(peer)  # its worker has been in another scope
         for told in core.subscribe(peer, wish, now):
-            if not self._send(core, peer, encode(told)):
+            if not self._send(peer, encode(told)):
                 return
 
-    def _send(self, core: RelayCore, peer: bytes, frame: bytes) -> bool:
+    def _send(self, peer: bytes, frame: bytes) -> bool:
         try:
             self._router.send_multipart([peer, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             # Gone, or its queue is full: either way it would miss this one.
             log.info("feed: relay dropped: %s", error.strerror)
-            core.drop(peer)
+            self._reports.forget(peer)
+            for core in self._cores.values():
+                core.drop(peer)
             return False
         return True
 

@@ -12,6 +12,7 @@ from kvstore.tier import TierKey
 from kvstore.tier_shape import TierShape
 from tests.support.lmcache_server import LMCacheServer
 from tests.support.memory_tier import MemoryCopy, MemoryLookup, MemoryStore
+from tests.support.salted import once_of, salt_of
 from tests.support.tiers import (
     BLOCK_SIZE,
     ONE_GROUP,
@@ -25,7 +26,7 @@ from tests.support.tiers import (
 CHUNK = 64
 PROMPT = [(7 * at) % 49_000 for at in range(300)]
 HELD = 256
-SALT, OTHER = "a" * 64, "b" * 64
+SALT, OTHER = salt_of("alice"), salt_of("bob")
 SLIDING = (KVGroup(("a",), 80), KVGroup(("b",)), KVGroup(("c",), 80))
 
 
@@ -106,7 +107,16 @@ def test_chunk_by_chunk_stores_make_one_prompt(tier: Both) -> None:
 def test_another_salt_holds_nothing(tier: Both) -> None:
     stored(tier, range(8))
     assert tier.found("stranger", PROMPT, OTHER) == 0
-    assert tier.found("saltless", PROMPT, "") == 0
+
+
+@pytest.mark.parametrize("salt", ["", "c" * 64, once_of("alice")], ids=["none", "nobodys", "once"])
+def test_what_may_not_be_kept_is_neither_stored_nor_found(tier: Both, salt: str) -> None:
+    tier.copy.store(tier.op("writer", PROMPT, salt, range(8)))
+    (result,) = tier.await_results(1)
+    assert (result.ok, result.kind, result.blocks) == (False, "store", 0)
+    assert tier.found("reader", PROMPT, salt) == 0
+    tier.lookup.end("reader")
+    assert tier.unlocked()
 
 
 def test_a_prompt_that_differs_holds_only_what_is_equal(tier: Both) -> None:

@@ -21,11 +21,12 @@ from kvstore.lmcache_tier import namespace
 from kvstore.lmcache_tier_link import Link, Naming, Registration
 from kvstore.tier import TierKey
 from tests.support.lmcache_server import LMCacheServer
+from tests.support.salted import once_of, salt_of
 from tests.support.tiers import BLOCK_SIZE, Both, bits, over_lmcache, same, until
 
 CHUNK = 64
 HELD = 256
-SALT = "c" * 64
+SALT = salt_of("alice")
 BLOCKING_SECONDS = 0.1
 """More than any call of the engine's may take, even on a busy machine."""
 
@@ -282,7 +283,7 @@ def test_bytes_that_have_changed_in_memory_are_never_used(
 
 
 def test_a_reservation_that_was_never_filled_is_never_used(server: LMCacheServer) -> None:
-    """LMCache publishes it when its worker signs off or dies; the seal is not there."""
+    """LMCache would publish it when its worker signs off or dies; the seal is not there."""
     with tier_over(server, namespace="unfilled") as tier:
         assert tier.ready()
         link = Link(server.port)
@@ -296,10 +297,24 @@ def test_a_reservation_that_was_never_filled_is_never_used(server: LMCacheServer
         assert place.leftover() is None
         instance = place._instance
         place.sign_off(instance, 2.0)
-        assert not load(tier, 0, range(20, 28))
         link.close()
+        assert tier.found("reader", prompt(), SALT) == 0
+        tier.lookup.end("reader")
         assert tier.unlocked()
-        assert tier.found("again", prompt(), SALT) == 0
+        assert store(tier)
+        assert load(tier, 0, range(20, 28))
+
+
+def test_a_reservation_that_is_withdrawn_comes_back_at_once(
+    server: LMCacheServer, tier: Both
+) -> None:
+    server.signal(signal.SIGSTOP)
+    tier.copy.store(tier.op("gone", prompt(33), SALT, range(8)))
+    time.sleep(0.05)
+    tier.copy.withdraw("gone")
+    server.signal(signal.SIGCONT)
+    assert [r.reason for r in tier.await_results(1)] == ["withdrawn"]
+    assert tier.unlocked(seconds=server.write_ttl - 1.5)
 
 
 def test_what_makes_no_sense_fails_and_the_tier_stays_up(tier: Both) -> None:
@@ -311,6 +326,7 @@ def test_what_makes_no_sense_fails_and_the_tier_stays_up(tier: Both) -> None:
         tier.op("x", tokens, SALT, range(60, 68)),
         tier.op("x", tokens, SALT, range(-1, 7)),
         tier.op("x", tokens, "a/b", range(8)),
+        tier.op("x", tokens, once_of("alice"), range(8)),
         tier.op("x", tokens, SALT, []),
         tier.op("x", tokens, SALT, range(8), skip=9),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import zmq
 from kvstore import tier_feed, tier_server
 from kvstore.engine_events import Cleared, Event, Removed, Stored
 from kvstore.errors import ConfigError, WireError
-from kvstore.messages import Enrol, Filed
+from kvstore.messages import Enrol, Filed, Standing, Usage, Wiped
 from kvstore.tier_feed import COMPLAIN_SECONDS, TierFeed
 from kvstore.tier_follower import SILENCE_SECONDS
 from kvstore.tier_server import TierServer
@@ -36,6 +36,19 @@ def store(server: TierServer, *names: bytes, scope: str = SCOPE) -> None:
     server.stored(keys)
 
 
+class Nobody:
+    """A memory without tenants."""
+
+    def stand(self, standings: Iterable[Standing]) -> None:
+        return
+
+    def usage(self) -> list[Usage]:
+        return []
+
+    def wiped(self) -> list[Wiped]:
+        return []
+
+
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     tmp_path.chmod(0o700)
@@ -44,7 +57,7 @@ def uri(tmp_path: Path) -> str:
 
 @pytest.fixture
 def server(uri: str) -> Iterator[TierServer]:
-    server = TierServer(uri)
+    server = TierServer(uri, Nobody())
     server.enrol(Enrol("w", SCOPE))
     yield server
     server.close()
@@ -117,7 +130,7 @@ def test_a_relay_follows_its_worker_into_another_scope(server: TierServer, relay
 
 def test_a_server_that_ends_and_begins_anew(uri: str, relay: Follower) -> None:
     for name in NAMES[:2]:
-        server = TierServer(uri)
+        server = TierServer(uri, Nobody())
         server.enrol(Enrol("w", SCOPE))
         store(server, name)
         relay.until(partial(set.__eq__, {name}))
@@ -133,7 +146,7 @@ def test_a_relay_that_reads_nothing_is_dropped_and_asks_anew(
     monkeypatch.setattr(tier_server, "_OPTIONS", SocketOptions(4096, send_queue=4))
     monkeypatch.setattr(tier_feed, "_OPTIONS", SocketOptions(receive_queue=1, heartbeats=False))
     caplog.set_level(logging.INFO)
-    server, relay = TierServer(uri), Follower(uri)
+    server, relay = TierServer(uri, Nobody()), Follower(uri)
     server.enrol(Enrol("w", SCOPE))
     many = b"".join(number.to_bytes(16, "big") for number in range(10_000))
     try:
@@ -173,12 +186,12 @@ def test_what_does_not_fit_is_refused(server: TierServer, monkeypatch: pytest.Mo
 
 def test_its_folder_must_be_private_and_its_place_free(server: TierServer, uri: str) -> None:
     with pytest.raises(ConfigError, match="in use"):
-        TierServer(uri)
+        TierServer(uri, Nobody())
     with pytest.raises(ConfigError, match="is not zmq\\+ipc"):
-        TierServer("zmq+tcp://127.0.0.1:0")
+        TierServer("zmq+tcp://127.0.0.1:0", Nobody())
     Path(uri.removeprefix("zmq+ipc://")).parent.chmod(0o755)
     with pytest.raises(ConfigError, match="open to other users"):
-        TierServer(uri)
+        TierServer(uri, Nobody())
 
 
 def test_a_feed_that_never_comes_is_complained_of_once(
@@ -191,7 +204,7 @@ def test_a_feed_that_never_comes_is_complained_of_once(
         "no feed of the DRAM tier: proxies count it as empty"
     ]
     relay.feed._due = 0.0
-    server = TierServer(uri)
+    server = TierServer(uri, Nobody())
     server.enrol(Enrol("w", SCOPE))
     try:
         store(server, NAMES[0])

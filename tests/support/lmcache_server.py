@@ -39,7 +39,7 @@ class LMCacheServer:
             *("--http-host", "127.0.0.1", "--http-port", str(self.http_port)),
             *("--l1-size-gb", str(self.gib), "--no-l1-use-lazy"),
             *("--shm-name", self.name if self.shared else ""),
-            *("--chunk-size", str(self.chunk_tokens), "--eviction-policy", "LRU"),
+            *("--chunk-size", str(self.chunk_tokens), "--eviction-policy", "noop"),
             *("--supported-transfer-mode", "engine_driven"),
             *("--l1-write-ttl-seconds", str(self.write_ttl)),
             *("--server-module", json.dumps(self._module())),
@@ -64,7 +64,8 @@ class LMCacheServer:
                 return
 
     def _module(self) -> dict[str, Any]:
-        return {"module_path": "kvstore.lmcache_server_module", "config": {"feed": self.feed}}
+        settings = {"feed": self.feed, "operation_seconds": 1.0}
+        return {"module_path": "kvstore.lmcache_server_module", "config": settings}
 
     def status(self) -> dict[str, Any]:
         url = f"http://127.0.0.1:{self.http_port}/status"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from kvstore.pages import KVPages, open_pages
-from kvstore.tier import Health, Job, OpQueue, TierKey, TierOp, TierResult, is_salt
+from kvstore.tier import Health, Job, OpQueue, TierKey, TierOp, TierResult, is_kept
 from kvstore.tier_shape import Part, TierShape
 
 Name = tuple[Part, str, tuple[int, ...]]
@@ -52,7 +52,7 @@ class MemoryLookup:
         return self._store.shape.chunk_tokens
 
     def start(self, key: TierKey) -> None:
-        if key.request in self._seen or not is_salt(key.salt):
+        if key.request in self._seen or not is_kept(key.salt):
             return
         self._seen.add(key.request)
         whole = len(key.tokens) // self.chunk_tokens * self.chunk_tokens
@@ -105,7 +105,10 @@ class MemoryCopy:
         self._pages = open_pages(list(kv_caches.values()))
 
     def store(self, op: TierOp) -> None:
-        self._queue.submit("store", op, deadline=0.0)
+        if is_kept(op.salt):
+            self._queue.submit("store", op, deadline=0.0)
+        else:
+            self._queue.refuse("store", op, "nothing is kept under this salt")
 
     def load(self, op: TierOp) -> None:
         self._queue.submit("load", op, deadline=0.0)

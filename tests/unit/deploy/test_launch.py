@@ -151,7 +151,9 @@ def test_the_tier_listens_on_loopback_and_has_no_disk() -> None:
     assert flag(argv, "--shm-name").startswith("lmcache_l1_pool_")
     assert not any("l2" in word for word in argv)
     module = json.loads(flag(argv, "--server-module"))
-    assert module["config"] == {"feed": "zmq+ipc:///run/k/dram.feed"}
+    feed = "zmq+ipc:///run/k/dram.feed"
+    assert module["config"] == {"feed": feed, "operation_seconds": config.dram.operation_seconds}
+    assert flag(argv, "--eviction-policy") == "noop"  # our module evicts
     assert importlib.util.find_spec(module["module_path"])
 
 

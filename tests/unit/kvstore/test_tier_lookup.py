@@ -10,8 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from kvstore.tier import NoLookup, TierKey
 from kvstore.tier_lookup import Ask, LookupLedger, Release
+from tests.support.salted import once_of, salt_of
 
 CHUNK = 4
+SALT, ONCE = salt_of("alice"), once_of("alice")
 SECONDS = 1.0
 REQUESTS = st.sampled_from(["one", "two", "three"])
 
@@ -41,11 +43,11 @@ class Lookups(RuleBasedStateMachine):
         # LMCache unlocks only what the lookup had locked.
         self.kept.update(held - freed)
 
-    @rule(request=REQUESTS, length=st.integers(0, 20), salt=st.sampled_from(["s", "bad/salt"]))
+    @rule(request=REQUESTS, length=st.integers(0, 20), salt=st.sampled_from([SALT, ONCE, "nobody"]))
     def start(self, request: str, length: int, salt: str) -> None:
         ask = self.ledger.start(TierKey(request, [0] * length, salt), self.now)
         if ask is not None:
-            assert salt == "s"
+            assert salt == SALT
             assert 0 < ask.end <= length
             self.sent.append(ask)
             self.live.add(request)
@@ -111,7 +113,7 @@ TestLookups = Lookups.TestCase
 
 def test_a_late_answer_is_unlocked_and_poll_stays_at_zero() -> None:
     ledger = LookupLedger(CHUNK, SECONDS, limit=2)
-    ask = ledger.start(TierKey("one", [0] * 9, "s"), 0.0)
+    ask = ledger.start(TierKey("one", [0] * 9, SALT), 0.0)
     assert ask is not None
     assert ledger.poll("one", 0.5) is None
     assert ledger.poll("one", 1.0) == 0
@@ -124,7 +126,7 @@ def test_a_late_answer_is_unlocked_and_poll_stays_at_zero() -> None:
 
 def test_keep_widens_to_whole_chunks() -> None:
     ledger = LookupLedger(CHUNK, SECONDS, limit=2)
-    ask = ledger.start(TierKey("one", [0] * 20, "s"), 0.0)
+    ask = ledger.start(TierKey("one", [0] * 20, SALT), 0.0)
     assert ask is not None
     assert ledger.answered(ask.session, 16) is None
     assert ledger.poll("one", 0.0) == 16
@@ -137,7 +139,7 @@ def test_sessions_are_never_used_twice() -> None:
     ledger = LookupLedger(CHUNK, SECONDS, limit=2)
     sessions = set()
     for _ in range(3):
-        ask = ledger.start(TierKey("one", [0] * 4, "s"), 0.0)
+        ask = ledger.start(TierKey("one", [0] * 4, SALT), 0.0)
         assert ask is not None
         sessions.add(ask.session)
         ledger.answered(ask.session, 0)
@@ -147,5 +149,5 @@ def test_sessions_are_never_used_twice() -> None:
 
 def test_without_a_tier_nothing_is_held() -> None:
     lookup = NoLookup()
-    lookup.start(TierKey("one", [0] * 9, "s"))
+    lookup.start(TierKey("one", [0] * 9, SALT))
     assert (lookup.poll("one"), lookup.chunk_tokens) == (0, 0)
