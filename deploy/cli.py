@@ -22,7 +22,7 @@ import msgspec
 
 from bench.cli import main as bench_main
 from deploy import checks, drain, dram, explain, models, operators, places, supervisor
-from kvstore import cluster, keeper, worker
+from kvstore import adapters, cluster, keeper, worker
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
 from kvstore.errors import ConfigError
@@ -193,12 +193,17 @@ def _print_welcome(config: ClusterConfig, key: str) -> None:
     shown = key or "YOUR-KEY"
     print(
         f"\nkvferry is ready.\n\n  base URL  {base}/v1\n  API key   {key or 'as in the file'}\n"
-        f"  model     {config.model.name}\n\n"
+        f"  model     {config.model.name}\n{_adapters(config)}\n"
         f"  curl {base}/v1/chat/completions \\\n    -H 'Authorization: Bearer {shown}' \\\n"
         f"    -H 'Content-Type: application/json' \\\n    -d '{json.dumps(question)}'\n\n"
         "Ctrl-C stops everything.",
         flush=True,
     )
+
+
+def _adapters(config: ClusterConfig) -> str:
+    names = ", ".join(adapter.name for adapter in config.adapters)
+    return f"  adapters  {names}\n" if names else ""
 
 
 # -- one part
@@ -336,6 +341,7 @@ def _resolved(config: ClusterConfig, machine: Machine) -> ClusterConfig:
 
 
 def _with_model(config: ClusterConfig, say: Callable[[str], None]) -> ClusterConfig:
+    adapters.require(config)
     cache = places.homes(os.environ, os.getuid()).cache
     path = models.prepare(config.model.path, cache, say)
     if config.slices > 1 and not is_hub_id(path):

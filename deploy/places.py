@@ -18,7 +18,7 @@ import msgspec
 import tomli_w
 
 from deploy import models
-from kvstore.cluster import ClusterConfig, Tenant
+from kvstore.cluster import Adapter, ClusterConfig, Tenant
 from kvstore.errors import ConfigError
 from kvstore.machine import Machine, shared_out
 from kvstore.messages import ROLES, Role
@@ -94,8 +94,15 @@ def resolve(config: ClusterConfig, machine: Machine, where: Homes) -> ClusterCon
         model=model,
         dram=dram,
         proxy=proxy,
+        adapters=tuple(map(_placed, config.adapters)),
         **_bound(config, machine),
     )
+
+
+def _placed(adapter: Adapter) -> Adapter:
+    # Links are left: what they show to is looked at with every start of an engine.
+    path = Path(adapter.path).expanduser().absolute()
+    return msgspec.structs.replace(adapter, path=str(path))
 
 
 def _compile(wanted: Compile, machine: Machine) -> Compile:

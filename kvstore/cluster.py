@@ -190,7 +190,7 @@ class ClusterConfig(Section, frozen=True):
     ship: Ship = Ship()
     dram: Dram = Dram()
     proxy: Proxy = Proxy()
-    adapters: tuple[Adapter, ...] = ()
+    adapters: Annotated[tuple[Adapter, ...], msgspec.Meta(max_length=64)] = ()
     tenants: tuple[Tenant, ...] = ()
 
     @property

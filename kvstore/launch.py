@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +16,19 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from kvstore.adapters import ReadAdapter
 from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.machine import Machine
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"
 SETTINGS_KEY = "kvferry"
 """As in ``kvstore.engine_facts``, which imports torch; a test keeps the two equal."""
+
+MOST_ADAPTERS_AT_ONCE = 8
+"""In one step of an engine; what asks for another one waits for the next."""
+
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM makes room for."""
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
@@ -30,6 +37,8 @@ QUIET: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
     "LMCACHE_TRACK_USAGE": "false",
     "LMCACHE_DISABLE_BANNER": "1",
+    # Nobody loads an adapter that no revision was taken of.
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
     # A killed process leaves shared memory; that it was cleaned up after is no news.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
@@ -74,6 +83,18 @@ def engine_command(
         *("--kv-transfer-config", json.dumps(_transfer(settings, connector))),
     )
     return Command((sys.executable, "-m", SERVER, *flags), _env(config, settings, machine, verbose))
+
+
+def with_adapters(command: Command, adapters: Sequence[ReadAdapter]) -> Command:
+    """``command``, of an engine that also serves ``adapters``, each under its ``served.model``."""
+    if not adapters:
+        return command
+    # All of them stay in host memory: one that was dropped would be read anew, whatever it is then.
+    rank = min(known for known in _LORA_RANKS if all(one.rank <= known for one in adapters))
+    flags = ["--enable-lora", "--max-lora-rank", str(rank), "--max-cpu-loras", str(len(adapters))]
+    flags += ["--max-loras", str(min(len(adapters), MOST_ADAPTERS_AT_ONCE)), "--lora-modules"]
+    modules = ({"name": one.served.model, "path": one.served.path} for one in adapters)
+    return Command((*command.argv, *flags, *map(json.dumps, modules)), command.env)
 
 
 def _model_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, ...]:

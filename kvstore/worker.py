@@ -30,13 +30,14 @@ from typing import Any, TextIO
 
 import msgspec
 
-from kvstore import cluster, keeper, probe, vitals
+from kvstore import adapters, cluster, keeper, probe, vitals
+from kvstore.adapters import ReadAdapter
 from kvstore.child import Child, kill_group
 from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.credentials import TOKEN_HEADER, Credentials, load_or_create
 from kvstore.errors import ConfigError
 from kvstore.gate_telling import GateTelling
-from kvstore.launch import Command
+from kvstore.launch import Command, with_adapters
 from kvstore.machine import Machine, inspect
 from kvstore.messages import PROTOCOL_VERSION, Announce, Role
 from kvstore.private import require_private
@@ -132,6 +133,7 @@ class Worker:
         )
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._loud = job.verbose
+        self._adapters: tuple[ReadAdapter, ...] = ()
         self._record: TextIO | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -180,7 +182,12 @@ class Worker:
         self._tail.clear()
         self._loud = job.verbose
         _remove_sockets(settings)
-        command = job.engine(job.config, settings, job.machine, job.verbose)
+        self._adapters = await asyncio.to_thread(adapters.read, job.config)
+        if self._adapters:
+            self._relay.describe(self._announce())
+        command = with_adapters(
+            job.engine(job.config, settings, job.machine, job.verbose), self._adapters
+        )
         # Set, it would change the names vLLM gives to blocks, and no proxy would find one again.
         inherited = {name: v for name, v in os.environ.items() if name != "PYTHONHASHSEED"}
         child = await Child.start(
@@ -221,6 +228,9 @@ class Worker:
             http = settings.addresses.http
             healthy = (await probe.get(http, "/health", PROBE_SECONDS)).status == 200
             if healthy and await self._telling.all(http):
+                if not await asyncio.to_thread(adapters.are, self._adapters, self._job.config):
+                    self._hear("Error: an adapter's files changed while they were loaded")
+                    return False
                 await self._describe(settings)
                 self._loud = True
                 self._relay.set_state("ready")
@@ -229,13 +239,17 @@ class Worker:
             await asyncio.sleep(PROBE_EVERY)
         return False
 
+    def _announce(self) -> Announce:
+        announce = self._job.announce(self._generation)
+        return msgspec.structs.replace(announce, adapters=adapters.served(self._adapters))
+
     async def _describe(self, settings: WorkerSettings) -> None:
         """Announces what the running engine says of itself."""
         http = settings.addresses.http
         models = await probe.get(http, "/v1/models", PROBE_SECONDS, self._token)
         metrics = await probe.get(http, "/metrics", PROBE_SECONDS, self._token)
         facts = vitals.facts(models.body, metrics.body)
-        announce = self._job.announce(self._generation)
+        announce = self._announce()
         self._relay.describe(
             msgspec.structs.replace(
                 announce,

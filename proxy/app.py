@@ -21,6 +21,7 @@ from kvstore.credentials import TOKEN_HEADER
 from kvstore.errors import ApiError
 from kvstore.messages import ROLES
 from proxy import faults
+from proxy.catalogue import Served, catalogue
 from proxy.jobs import Call
 from proxy.loads import Places
 from proxy.metrics import CLIENT_GONE, CONTENT_TYPE, Metrics, Story
@@ -82,24 +83,26 @@ class Api:
             return refusal(error, request_id)
 
     def models(self, request: Request) -> Response:
-        """The models that live workers serve."""
+        """The models that live workers serve, and the adapters, which have a ``parent``."""
         try:
             self._tenant(request)
         except ApiError as error:
             return refusal(error, secrets.token_hex(16))
-        lengths: dict[str, int] = {}
-        for worker in (*self._pipeline.live("prefill"), *self._pipeline.live("decode")):
-            known = lengths.get(worker.model, worker.max_model_len)
-            lengths[worker.model] = min(known, worker.max_model_len)
+        live = [self._pipeline.live(role) for role in ROLES]
+        models = {served.name: served for served in catalogue(*live).values()}
         cards = [
             {
-                "id": model,
+                "id": name,
                 "object": "model",
                 "created": self._since,
                 "owned_by": "kvferry",
-                "max_model_len": length,
+                "root": served.base,
+                "parent": served.parent,
+                "max_model_len": min(
+                    one.max_model_len for known in live for one in known if served.by(one)
+                ),
             }
-            for model, length in sorted(lengths.items())
+            for name, served in sorted(models.items(), key=_bases_first)
         ]
         return json_reply({"object": "list", "data": cards})
 
@@ -314,3 +317,8 @@ def _place(error: BaseException) -> str:
         trace = trace.tb_next
     where = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace else "?"
     return f"{type(error).__name__} at {where}"
+
+
+def _bases_first(named: tuple[str, Served]) -> tuple[bool, str]:
+    name, served = named
+    return served.parent is not None, name

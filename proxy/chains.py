@@ -1,8 +1,8 @@
 """Block names of recent prompts, so that one that begins like another costs only its rest. Pure.
 
-A run of blocks is found by all of its tokens and by what comes before it, down to the salt: prompts
-that part later share the runs before, whoever is not of the same salt shares none. At the bound the
-runs unused for longest go first; they are then hashed anew.
+A run of blocks is found by all of its tokens and by what comes before it, down to salt and adapter:
+prompts that part later share the runs before, whoever is not of the same salt shares none. At the
+bound the runs unused for longest go first; they are then hashed anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ RUN_TOKENS = 1024
 MOST_RUNS = 4096
 
 _TOKEN_BYTES = 4
-_Key = tuple[str | bytes, int, bytes]
+Lora = tuple[str, str]
+"""An adapter's name and path, as engines know it."""
+
+_Root = tuple[str, Lora | None]
+_Key = tuple[_Root | bytes, int, bytes]
 
 
 class Chains:
@@ -32,8 +36,11 @@ class Chains:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def names(self, tokens: Sequence[int], block_size: int, salt: str) -> list[bytes]:
+    def names(
+        self, tokens: Sequence[int], block_size: int, salt: str, adapter: Lora | None = None
+    ) -> list[bytes]:
         """Of every full block of ``tokens``, each of 32 bits."""
+        root = salt, adapter
         blocks = max(1, RUN_TOKENS // block_size)
         values = np.asarray(tokens, dtype=np.uint32)
         packed = values.tobytes()
@@ -42,22 +49,22 @@ class Chains:
         chain: list[bytes] = []
         known = 0
         for run in runs:
-            found = self._runs.get(key := _key(chain, salt, block_size, run))
+            found = self._runs.get(key := _key(chain, root, block_size, run))
             if found is None:
                 break
             self._runs.move_to_end(key)
             chain += found
             known += 1
-        chain = block_chain(values, block_size, salt, known=chain)
+        chain = block_chain(values, block_size, salt, adapter, known=chain)
         for at in range(known, len(runs)):
             before = chain[max(0, at * blocks - 1) : at * blocks]
             made = chain[at * blocks : (at + 1) * blocks]
-            self._runs[_key(before, salt, block_size, runs[at])] = made
+            self._runs[_key(before, root, block_size, runs[at])] = made
         while len(self._runs) > self._most:
             self._runs.popitem(last=False)
         return block_names(chain)
 
 
-def _key(before: Sequence[bytes], salt: str, block_size: int, run: bytes) -> _Key:
-    # What comes before decides all names after it, and carries the salt.
-    return (before[-1] if before else salt), block_size, run
+def _key(before: Sequence[bytes], root: _Root, block_size: int, run: bytes) -> _Key:
+    # What comes before decides all names after it, and carries salt and adapter.
+    return (before[-1] if before else root), block_size, run

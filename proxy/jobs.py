@@ -9,6 +9,8 @@ import msgspec
 
 from kvstore.cluster import Tenant
 from kvstore.salts import owner
+from proxy.catalogue import Served
+from proxy.chains import Lora
 from proxy.requests import ClientRequest, Route
 
 
@@ -39,11 +41,22 @@ class Job:
 
     call: Call
     request: ClientRequest
-    model: str
+    served: Served
     salt: str
     tokens: list[int] | None
     alone: str | None
     hint: int | None = None
+
+    @property
+    def model(self) -> str:
+        """What workers are asked for."""
+        return self.served.model
+
+    @property
+    def lora(self) -> Lora | None:
+        """What engines put into its blocks' names beside the salt."""
+        adapter = self.served.adapter
+        return None if adapter is None else (adapter.model, adapter.path)
 
     @cached_property
     def claim(self) -> str:

@@ -25,6 +25,7 @@ from kvstore.index import Directory
 from kvstore.messages import Announce, Role
 from kvstore.salts import Scope, salt
 from proxy import explaining, faults, hints, requests, stages, usage
+from proxy.catalogue import Served
 from proxy.dispatch import Dispatch, Sent
 from proxy.flight import Flight
 from proxy.jobs import Call, Job
@@ -200,26 +201,28 @@ class Pipeline:
 
     async def _job(self, call: Call) -> Job:
         request = requests.parse(call.route, call.body, call.affinity)
-        model = self._model(request.model)
-        scope = Scope(call.tenant.name, call.tenant.epoch)
+        served = self._served(request.model)
+        request = replace(request, body={**request.body, "model": served.model})
+        scope = served.within(Scope(call.tenant.name, call.tenant.epoch))
         tokens, alone = None, request.alone
         if alone is None:
-            order = self._planner.idlest(model)
+            order = self._planner.idlest(served.model)
             whose = f"{call.tenant.epoch}/{call.tenant.name}"
             rendered = await self._renderer.tokens(whose, request, order, call.request_id)
             tokens, alone = rendered.tokens, rendered.alone
         hint = None if request.hint is None else hints.number(call.tenant.name, request.hint)
-        return Job(call, request, model, salt(self._settings.salt_key, scope), tokens, alone, hint)
+        return Job(call, request, served, salt(self._settings.salt_key, scope), tokens, alone, hint)
 
-    def _model(self, name: str | None) -> str:
-        served = self._planner.models()
-        if not served:
+    def _served(self, name: str | None) -> Served:
+        models = self._planner.models()
+        if not models:
             raise faults.overloaded("No worker is ready.")
         if name is None:
-            return served[0]
-        if name not in served:
-            raise faults.unknown_model(name, ", ".join(served))
-        return name
+            return next(iter(models.values()))
+        if name not in models:
+            known = dict.fromkeys(served.name for served in models.values())
+            raise faults.unknown_model(name, ", ".join(known))
+        return models[name]
 
     async def _deliver(self, job: Job, sent: Sent, flight: Flight, story: Story) -> Answer:
         request = job.request

@@ -70,7 +70,8 @@ def place(
 ) -> Sequence[Placement]:
     """Who goes where now, until nobody has room.
 
-    ``costs``: for each prompt in its order the seconds that computing it takes each worker;
+    ``costs``: for each prompt in its order the seconds that computing it takes each worker,
+    infinitely many where it cannot;
     ``leanings``: where each had rather go, if anywhere.
     """
     room = terms.room(workers)
@@ -83,6 +84,8 @@ def place(
         if lean is not None:
             total[lean.position] -= lean.seconds
         position = int(np.argmin(total))
+        if not np.isfinite(total[position]):
+            continue  # nobody can compute it
         before[position] += cost[position]
         if not room[position]:
             continue

@@ -12,6 +12,7 @@ from kvstore.handoff import whole_blocks
 from kvstore.index import Directory, Residency
 from kvstore.messages import ROLES, Announce
 from proxy import steering
+from proxy.catalogue import Served, catalogue
 from proxy.chains import Chains
 from proxy.flight import Flight
 from proxy.jobs import Job
@@ -63,13 +64,14 @@ class Planner:
         self._turns = turns
         self._clock = clock
         self._chains = Chains()
+        self._models: Mapping[str, Served] = {}
         self._staffs: dict[str, Staff] = {}
         self._membership = -1
 
-    def models(self) -> list[str]:
-        """Served by workers in any state."""
+    def models(self) -> Mapping[str, Served]:
+        """Served by workers in any state, by what they may be asked for as; bases come first."""
         self._update_staffs()
-        return list(self._staffs)
+        return self._models
 
     def spare(self, model: str, lost: str) -> Announce | None:
         """Another decode worker than the one that was ``lost``."""
@@ -89,10 +91,11 @@ class Planner:
         size = decode[0].block_size if decode else 0
         if job.tokens is None or not size:
             return Considered(steering.plan(0, job.alone, fleet), fleet)
-        names = self._chains.names(job.tokens, size, job.salt)
+        names = self._chains.names(job.tokens, size, job.salt, job.lora)
         residency = self._directory.held(names)
         fleet = replace(fleet, held=self._held(residency, fleet.staff))
-        asked = Prompt(job.call.tenant.name, len(job.tokens), names, job.hint)
+        tenant, adapter = job.call.tenant.name, job.served.adapter
+        asked = Prompt(tenant, len(job.tokens), names, job.hint, adapter)
         plan = steering.plan(len(names), job.alone, fleet)
         expected = None
         if isinstance(plan, Layout):
@@ -174,13 +177,11 @@ class Planner:
     def _update_staffs(self) -> None:
         if self._directory.membership == self._membership:
             return
-        workers = {role: self._directory.workers(role) for role in ROLES}
-        models = sorted({one.model for known in workers.values() for one in known})
+        workers = [self._directory.workers(role) for role in ROLES]
+        self._models = catalogue(*workers)
         self._staffs = {
-            model: Staff.of(
-                *([one for one in workers[role] if one.model == model] for role in ROLES)
-            )
-            for model in models
+            served.model: Staff.of(*([one for one in known if served.by(one)] for known in workers))
+            for served in self._models.values()
         }
         self._membership = self._directory.membership
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvstore.curves import PrefillCurve
 from kvstore.handoff import whole_blocks
-from kvstore.messages import Announce
+from kvstore.messages import Announce, ServedAdapter
 from proxy.placement import Counts, Floats
 
 
@@ -29,17 +29,21 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """``tokens`` of a ``tenant``'s prompt; ``names`` of its whole blocks; its ``hint``, if any."""
+    """``tokens`` of a ``tenant``'s prompt; ``names`` of its whole blocks; its ``hint``, if any; and
+    the ``adapter`` that computes it, if one does.
+    """
 
     tenant: str
     tokens: int
     names: Sequence[bytes]
     hint: int | None = None
+    adapter: ServedAdapter | None = None
 
 
 class Found(NamedTuple):
     """What a prompt would find, by the worker's position: ``held`` tokens, as the engine counts
-    them, of which ``loads`` lie only in DRAM; to load those and compute the rest takes ``seconds``.
+    them, of which ``loads`` lie only in DRAM; to load those and compute the rest takes ``seconds``,
+    infinitely many where its adapter is not served.
     """
 
     held: Counts

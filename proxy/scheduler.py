@@ -138,9 +138,13 @@ class Scheduler:
         """It waits no more. Idempotent."""
         self._lines.leave(waiting)
 
-    def dismiss(self) -> list[Waiting]:
-        """Nobody waits any more; who did."""
-        left = list(self._lines)
+    def dismiss(self, now: float) -> list[Waiting]:
+        """Who waited for a worker that is not there any more; they wait no longer."""
+        self._update_fleet()
+        there = np.isfinite(self._workers(now).work)
+        wanted = {one.prompt.adapter for one in self._lines}
+        hopeless = {one for one in wanted if not (there & self._fleet.serving(one)).any()}
+        left = [one for one in self._lines if one.prompt.adapter in hopeless]
         for waiting in left:
             self._lines.leave(waiting)
         return left
@@ -174,7 +178,7 @@ class Scheduler:
     def expected(
         self, prompt: Prompt, now: float, residency: Residency | None = None
     ) -> Expected | None:
-        """What ``prompt`` would have to expect; None where there is no worker."""
+        """What ``prompt`` would have to expect; None where there is no worker for it."""
         self._update_fleet()
         work = self._workers(now).work
         wait = self._wait(prompt.tenant, work)
@@ -183,6 +187,8 @@ class Scheduler:
         found = self._look_up(prompt, b"".join(prompt.names), now, residency)
         ends = np.maximum(work, wait) + found.seconds
         at = int(np.argmin(ends))
+        if not math.isfinite(ends[at]):
+            return None
         held, pace = int(found.held[at]), self._pace
         after = pace.after(min(prompt.tokens - held, STEP_TOKENS), busy=False)
         return Expected(float(ends[at]), held, pace.prefill.curve, after, found)
@@ -246,7 +252,7 @@ class Scheduler:
         return (0, 0.0) if load is None else (len(load.given), load.work(now))
 
     def candidates(self, prompt: Prompt, now: float) -> list[Candidate]:
-        """Every worker as ``prompt`` would find it, the one it would be meant for first.
+        """Every worker for ``prompt`` as it would find it, the one it would be meant for first.
 
         What waits is not weighed.
         """
@@ -260,7 +266,8 @@ class Scheduler:
             costs[lean.position] -= lean.seconds
         figures = found.held, found.seconds, workers.work, workers.given, workers.against, costs
         rows = zip(self._fleet.workers, *(one.tolist() for one in figures), strict=True)
-        return sorted(map(Candidate._make, rows), key=lambda one: one.costs)
+        able = (one for one in map(Candidate._make, rows) if math.isfinite(one.seconds))
+        return sorted(able, key=lambda one: one.costs)
 
     def _wait(self, tenant: str, work: Floats) -> float:
         working = work[np.isfinite(work)]
@@ -328,7 +335,10 @@ class Scheduler:
         floats = held.astype(np.float64)
         computing = self._pace.prefill.curve.seconds(prompt.tokens - floats, floats)
         loading = self._pace.loading(loads.astype(np.float64))
-        return Found(held, loads, computing * self._fleet.slowness + loading)
+        seconds = computing * self._fleet.slowness + loading
+        if prompt.adapter is not None:
+            seconds[~self._fleet.serving(prompt.adapter)] = math.inf
+        return Found(held, loads, seconds)
 
     def _heard(self, now: float) -> None:
         """The feed has told of what was computed long enough ago."""

@@ -193,11 +193,10 @@ class Turns:
             else:
                 told.set_result(given)
                 self._tell(queue, given.worker)
-        if queue.waiting and not queue.scheduler.staffed(now):
-            for waiting in queue.scheduler.dismiss():
-                told = queue.waiting.pop(waiting.key)
-                if not told.cancelled():
-                    told.set_result(None)
+        for waiting in queue.scheduler.dismiss(now) if queue.waiting else ():
+            told = queue.waiting.pop(waiting.key)
+            if not told.cancelled():
+                told.set_result(None)
         if queue.timer is not None:
             queue.timer.cancel()
             queue.timer = None

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.messages import Announce
+from kvstore.messages import Announce, ServedAdapter
 from proxy import hints
 from proxy.hints import Lean, Numbers
 from proxy.promised import Life
@@ -17,6 +17,9 @@ from proxy.promised import Life
 HINT_WORTH = 0.25
 """Of the time that computing a prompt takes: so much later it may be done where its hint belongs.
 Less than one prompt that is before it there, more than what workers usually differ by."""
+
+_MOST_ADAPTERS = 1024
+"""Remembered at a time; then all are forgotten, and looked for anew."""
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -83,6 +86,17 @@ class Roster:
         self.lately = np.zeros(len(workers))
         self.slowness = np.ones(len(workers))
         self._heard: dict[Life, float] = {}
+        self._serving: dict[ServedAdapter, npt.NDArray[np.bool_]] = {}
+
+    def serving(self, adapter: ServedAdapter | None) -> npt.NDArray[np.bool_]:
+        """Who serves it; all of them without one."""
+        if adapter is None:
+            return np.ones(len(self.workers), dtype=bool)
+        if adapter not in self._serving:
+            self._serving = {} if len(self._serving) >= _MOST_ADAPTERS else self._serving
+            serve = [adapter in worker.adapters for worker in self.workers]
+            self._serving[adapter] = np.array(serve, dtype=bool)
+        return self._serving[adapter]
 
     def take_over(self, other: Roster) -> None:
         """What ``other`` knew of the same workers; a new one counts as the least busy of them."""
@@ -104,14 +118,17 @@ class Roster:
                 self._heard[one] = seconds
 
     def lean(self, hint: int | None, held: Counts, seconds: Floats) -> Lean | None:
-        """Where a prompt with ``hint`` had rather go; None where another worker holds more of it.
+        """Where a prompt with ``hint`` had rather go; None where another worker holds more of it,
+        or that one does not serve its adapter.
 
         ``held`` tokens of it, and the ``seconds`` that the rest takes: of each worker.
         """
         if hint is None:
             return None
         at = hints.meant(hint, self._numbers)
-        return Lean(at, HINT_WORTH * float(seconds[at])) if held[at] == held.max() else None
+        if held[at] < held.max() or not np.isfinite(seconds[at]):
+            return None
+        return Lean(at, HINT_WORTH * float(seconds[at]))
 
     @cached_property
     def _numbers(self) -> Numbers:

@@ -43,9 +43,11 @@ def test_only_what_is_new_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     remembered = Chains()
     seen: list[int] = []
 
-    def watched(tokens: list[int], size: int, salt: str, *, known: list[bytes]) -> list[bytes]:
+    def watched(
+        tokens: list[int], size: int, salt: str, adapter: None, known: list[bytes]
+    ) -> list[bytes]:
         seen.append(len(known))
-        return block_chain(tokens, size, salt, known=known)
+        return block_chain(tokens, size, salt, adapter, known)
 
     monkeypatch.setattr(chains, "block_chain", watched)
     remembered.names(prompt([0, 1], 33), 16, "a")

@@ -13,6 +13,7 @@ from kvstore.cluster import Tenant
 from kvstore.index import Directory, Residency
 from kvstore.messages import Announce, Snapshot
 from proxy import hints
+from proxy.catalogue import Served
 from proxy.flight import Flight
 from proxy.jobs import Call, Job
 from proxy.loads import Loads
@@ -31,7 +32,9 @@ LONG = list(range(19_800))
 def job(tokens: list[int], hint: int | None = None) -> Job:
     tenant = Tenant(name="t", keys_sha256=())
     request = parse("completions", b'{"prompt": "x"}')
-    return Job(Call("completions", tenant, b"", "r", 0.0), request, "m", SALT, tokens, None, hint)
+    return Job(
+        Call("completions", tenant, b"", "r", 0.0), request, Served("m"), SALT, tokens, None, hint
+    )
 
 
 class Scene:
