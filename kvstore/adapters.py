@@ -99,7 +99,7 @@ def _rank(adapter: Adapter) -> int:
         raise ConfigError(f"adapter {adapter.name}: {folder / CONFIG}: {error}") from None
     if config.peft_type != "LORA":
         raise ConfigError(f"adapter {adapter.name} is of kind {config.peft_type!r}, not LORA")
-    return max(config.r, *(config.rank_pattern or {}).values())
+    return max([config.r, *(config.rank_pattern or {}).values()])
 
 
 def _read(adapter: Adapter) -> ReadAdapter:

@@ -17,6 +17,9 @@ import numpy.typing as npt
 NAME_BYTES = 16
 """Indexes and feeds carry the first 16 of a hash's 32 bytes: a hint needs no more."""
 
+Lora = tuple[str, str]
+"""An adapter's name and path, as the engine knows it."""
+
 Extra = tuple[tuple[str, ...], ...]
 Tokens = Sequence[int] | npt.NDArray[np.uint32]
 
@@ -30,15 +33,14 @@ def block_chain(
     tokens: Tokens,
     block_size: int,
     salt: str,
-    adapter: tuple[str, str] | None = None,
+    adapter: Lora | None = None,
     known: Sequence[bytes] = (),
 ) -> list[bytes]:
     """Hashes (32 bytes each) of every full block of ``tokens``.
 
-    ``adapter`` is a LoRA adapter's (name, path) as the engine knows it. The last, partly filled
-    block has no name: only full blocks are ever found again. Tokens are of 32 bits. ``known``: of
-    the first blocks, from a prompt that begins alike, all of whose tokens in them are among
-    ``tokens``.
+    The last, partly filled block has no name: only full blocks are ever found again. Tokens are of
+    32 bits. ``known``: of the first blocks, from a prompt that begins alike, all of whose tokens in
+    them are among ``tokens``.
     """
     lora: Extra = (("lora", *adapter),) if adapter else ()
     chain = list(known)

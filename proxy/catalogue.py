@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kvstore.blockhash import Lora
 from kvstore.messages import Announce, ServedAdapter
 from kvstore.salts import Scope
 
@@ -36,6 +37,11 @@ class Served:
     def parent(self) -> str | None:
         """Of what it is an adapter."""
         return None if self.adapter is None else self.base
+
+    @property
+    def lora(self) -> Lora | None:
+        """What engines put into its blocks' names beside the salt."""
+        return None if self.adapter is None else (self.adapter.model, self.adapter.path)
 
     def within(self, scope: Scope) -> Scope:
         """``scope``, narrowed to it."""

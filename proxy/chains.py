@@ -12,16 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvstore.blockhash import block_chain, block_names
+from kvstore.blockhash import Lora, block_chain, block_names
 
 RUN_TOKENS = 1024
 """A run takes about four times as many bytes, and 65 for each of its blocks."""
 MOST_RUNS = 4096
 
 _TOKEN_BYTES = 4
-Lora = tuple[str, str]
-"""An adapter's name and path, as engines know it."""
-
 _Root = tuple[str, Lora | None]
 _Key = tuple[_Root | bytes, int, bytes]
 

@@ -10,7 +10,6 @@ import msgspec
 from kvstore.cluster import Tenant
 from kvstore.salts import owner
 from proxy.catalogue import Served
-from proxy.chains import Lora
 from proxy.requests import ClientRequest, Route
 
 
@@ -51,12 +50,6 @@ class Job:
     def model(self) -> str:
         """What workers are asked for."""
         return self.served.model
-
-    @property
-    def lora(self) -> Lora | None:
-        """What engines put into its blocks' names beside the salt."""
-        adapter = self.served.adapter
-        return None if adapter is None else (adapter.model, adapter.path)
 
     @cached_property
     def claim(self) -> str:

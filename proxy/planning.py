@@ -91,7 +91,7 @@ class Planner:
         size = decode[0].block_size if decode else 0
         if job.tokens is None or not size:
             return Considered(steering.plan(0, job.alone, fleet), fleet)
-        names = self._chains.names(job.tokens, size, job.salt, job.lora)
+        names = self._chains.names(job.tokens, size, job.salt, job.served.lora)
         residency = self._directory.held(names)
         fleet = replace(fleet, held=self._held(residency, fleet.staff))
         tenant, adapter = job.call.tenant.name, job.served.adapter

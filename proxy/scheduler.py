@@ -374,7 +374,7 @@ class Scheduler:
         lives = fleet.position.keys()
         self._failures = {one: known for one, known in self._failures.items() if one in lives}
         if same and np.array_equal(fleet.slots, self._fleet.slots):
-            self._fleet.workers = fleet.workers
+            self._fleet.renew(fleet.workers)
             return
         fleet.take_over(self._fleet)
         self._fleet = fleet

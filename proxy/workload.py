@@ -93,10 +93,16 @@ class Roster:
         if adapter is None:
             return np.ones(len(self.workers), dtype=bool)
         if adapter not in self._serving:
-            self._serving = {} if len(self._serving) >= _MOST_ADAPTERS else self._serving
+            if len(self._serving) >= _MOST_ADAPTERS:
+                self._serving.clear()
             serve = [adapter in worker.adapters for worker in self.workers]
             self._serving[adapter] = np.array(serve, dtype=bool)
         return self._serving[adapter]
+
+    def renew(self, workers: Sequence[Announce]) -> None:
+        """The same workers have announced themselves anew."""
+        self.workers = list(workers)
+        self._serving.clear()
 
     def take_over(self, other: Roster) -> None:
         """What ``other`` knew of the same workers; a new one counts as the least busy of them."""

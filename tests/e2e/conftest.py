@@ -38,12 +38,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
 
 
 @pytest.fixture(scope="module")
-def tcp_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
-    """Processes talk over TCP, with CURVE."""
-    yield from _running(tmp_path_factory, '[network]\nkind = "tcp"\n' + _SMALL)
-
-
-@pytest.fixture(scope="module")
 def sliding_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
     """Serves a model most of whose layers attend to a window."""
     yield from _running(tmp_path_factory, _SMALL, SLIDING)

@@ -25,11 +25,14 @@ import psutil
 from deploy import explain, operators
 from deploy.models import name_of
 from deploy.places import free_port
+from kvstore import adapters
 from kvstore.blockhash import block_chain, block_names
 from kvstore.cluster import ClusterConfig, addresses, admin_socket, load, parse_worker_name
 from kvstore.credentials import TOKEN_HEADER, load_or_create
 from kvstore.index import Held
+from kvstore.messages import ServedAdapter
 from kvstore.salts import Scope, salt
+from proxy.catalogue import Served
 from tests.support.relays import following
 from tests.support.relays import until as until_known
 
@@ -213,13 +216,24 @@ class LiveCluster:
 
     # -- inside
 
-    def await_known(self, name: str, tenant: str, prompt: list[int], known: Held) -> None:
+    def adapters(self) -> dict[str, ServedAdapter]:
+        """By name, as their files are now."""
+        return {one.served.name: one.served for one in adapters.read(self.config)}
+
+    def asked_for(self, name: str) -> str:
+        """What a model of that name is known by to engines that start now."""
+        known = self.adapters()
+        return known[name].model if name in known else name
+
+    def await_known(
+        self, name: str, tenant: str, prompt: list[int], known: Held, adapter: str = ""
+    ) -> None:
         """Until a proxy knows that worker ``name`` holds so many blocks of a tenant's prompt."""
         config = self.config
         keys = load_or_create(Path(config.state_dir))
-        chain = block_chain(
-            prompt, config.model.block_size, salt(keys.salt_key(), Scope(tenant, epoch=0))
-        )
+        served = Served(self._model, self.adapters()[adapter] if adapter else None)
+        scoped = salt(keys.salt_key(), served.within(Scope(tenant, epoch=0)))
+        chain = block_chain(prompt, config.model.block_size, scoped, served.lora)
 
         async def follow() -> None:
             role, index = parse_worker_name(config, name)
@@ -241,9 +255,9 @@ class LiveCluster:
         finally:
             connection.close()
 
-    def explain(self, tenant: str, prompt: list[int]) -> dict[str, Any]:
+    def explain(self, tenant: str, prompt: list[int], **fields: Any) -> dict[str, Any]:
         """What the proxy would do with this completion."""
-        request = "completions", json.dumps({"prompt": prompt}).encode()
+        request = "completions", json.dumps({"prompt": prompt, **fields}).encode()
         token = load_or_create(Path(self.config.state_dir)).http_token()
         return explain.ask(operators.address(self.config), token, tenant, request)
 

@@ -28,6 +28,7 @@ from kvstore.messages import (
     PROTOCOL_VERSION,
     Announce,
     Role,
+    ServedAdapter,
     Snapshot,
     Standing,
     TenantMessage,
@@ -38,6 +39,7 @@ from kvstore.tenant_feed import TenantFeed
 from kvstore.text_rules import TEXT_RULES_PATH
 from proxy.admin import Admin, create_admin
 from proxy.app import Api, create
+from proxy.catalogue import Served
 from proxy.learning import Learner
 from proxy.metrics import Metrics
 from proxy.pipeline import Parts, Pipeline, Settings
@@ -96,6 +98,7 @@ class Worker:
     generation: str = ""
     block_size: int = BLOCK
     fingerprint: str = "f" * 64
+    adapters: tuple[ServedAdapter, ...] = ()
     seen: list[Seen] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -116,6 +119,7 @@ class Worker:
             max_model_len=8192,
             capacity_blocks=1000,
             seq=0,
+            adapters=self.adapters,
         )
 
     def of(self, path: str) -> list[Seen]:
@@ -195,7 +199,7 @@ class Worker:
         return web.json_response(
             {
                 "id": "cmpl-1",
-                "model": MODEL,
+                "model": body.get("model", MODEL),
                 "choices": [{"index": 0, "finish_reason": "stop", **choice}],
                 "usage": self._usage(),
                 "kv_transfer_params": {"kvferry": self.report} if self.report else None,
@@ -277,9 +281,18 @@ class LiveDirectory(Directory):
             self.apply(worker.announce(), now)
         return super().expire(now)
 
-    def holds(self, worker: Worker, blocks: int, tier: Tier = "gpu", tenant: str = "alice") -> None:
-        """So many of the first blocks of the tenant's prompt."""
-        chain = block_chain(worker.tokens, BLOCK, salt(SALT_KEY, Scope(tenant, 0)))
+    def holds(
+        self,
+        worker: Worker,
+        blocks: int,
+        tier: Tier = "gpu",
+        tenant: str = "alice",
+        adapter: ServedAdapter | None = None,
+    ) -> None:
+        """So many of the first blocks of the tenant's prompt, computed by ``adapter``."""
+        served = Served(MODEL, adapter)
+        scoped = salt(SALT_KEY, served.within(Scope(tenant, 0)))
+        chain = block_chain(worker.tokens, BLOCK, scoped, served.lora)
         held = b"".join(block_names(chain)[:blocks])
         self.expire(0.0)
         generation = worker.announce().generation

@@ -14,10 +14,11 @@ import decode.engine
 import prefill.engine
 from deploy import dram
 from kvstore import cluster, launch, vitals
+from kvstore.adapters import ReadAdapter
 from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.engine_facts import SETTINGS_KEY, worker_settings
 from kvstore.machine import Machine
-from kvstore.messages import Role
+from kvstore.messages import Role, ServedAdapter
 from kvstore.relay_engine import replay_endpoint
 
 CPU = Machine("cpu", (0, 1))
@@ -240,3 +241,23 @@ def test_every_slice_of_a_worker_has_ports() -> None:
     assert config.slices == 2
     ships = [settings(config, "prefill", index).addresses.ship for index in range(2)]
     assert [ship.rpartition(":")[2] for ship in ships] == ["7101", "7109"]
+
+
+def adapter(name: str, rank: int) -> ReadAdapter:
+    return ReadAdapter(ServedAdapter(name, "0" * 16, f"/a=b,c/{name}"), rank, ())
+
+
+def test_adapters_are_served_under_name_and_revision_and_never_read_again() -> None:
+    config = ClusterConfig()
+    plain = prefill.engine.command(config, settings(config, "prefill"), CPU, False)
+    assert launch.with_adapters(plain, []) == plain
+    many = [adapter(f"a{number}", 9 + number) for number in range(12)]
+    command = launch.with_adapters(plain, many)
+    assert command.argv[: len(plain.argv)] == plain.argv
+    assert flag(command.argv, "--max-lora-rank") == "32"
+    assert flag(command.argv, "--max-cpu-loras") == "12"  # all of them stay
+    assert flag(command.argv, "--max-loras") == "8"
+    modules = [json.loads(word) for word in command.argv[-12:]]
+    assert modules[3] == {"name": f"a3@{'0' * 16}", "path": "/a=b,c/a3"}
+    assert command.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
+    assert flag(launch.with_adapters(plain, many[:1]).argv, "--max-loras") == "1"

@@ -67,3 +67,14 @@ def test_what_was_used_of_late_stays() -> None:
 
 def test_a_block_of_any_size_costs_no_more_than_the_prompt() -> None:
     assert Chains().names([1, 2, 3], 1 << 32, "a") == []
+
+
+def test_an_adapters_names_are_its_own_and_remembered() -> None:
+    remembered = Chains()
+    tokens = prompt([0, 1], 33)
+    adapters = [None, ("poet@a", "/poet"), ("poet@b", "/poet"), ("poet@a", "/elsewhere")]
+    found = [remembered.names(tokens, 16, "a", adapter) for adapter in adapters]
+    assert len({name for names in found for name in names}) == sum(map(len, found))
+    assert found == [remembered.names(tokens, 16, "a", adapter) for adapter in adapters]
+    expected = [block_names(block_chain(tokens, 16, "a", adapter)) for adapter in adapters]
+    assert found == expected

@@ -142,3 +142,11 @@ def test_nothing_is_changed_that_was_handed_in() -> None:
     placed([[1.0, 1.0]] * 4, known)
     assert known.work.tolist() == [0.0, 0.0]
     assert known.given.tolist() == [0, 0]
+
+
+def test_who_cannot_compute_it_is_not_given_it() -> None:
+    assert placed([[NEVER, 0.1]], workers([0.0, 0.0])) == [(0, 1)]
+    assert placed([[NEVER, 0.1]], workers([0.0, 5.0])) == []
+    # One that nobody can compute stands in nobody's way.
+    assert placed([[NEVER, NEVER], [0.1, 0.1]], workers([0.0, 0.0])) == [(1, 0)]
+    assert placed([[NEVER, 1.0]], workers([0.0, 0.0]), patience=0.0) == [(0, 1)]
