@@ -8,31 +8,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from bench.cli import main as bench_main
-from deploy import checks, drain, dram, explain, models, operators, places, supervisor
-from kvstore import adapters, cluster, keeper, worker
+from deploy import (
+    checks,
+    doctor,
+    drain,
+    dram,
+    explain,
+    models,
+    operators,
+    places,
+    run_folder,
+    supervisor,
+)
+from kvstore import adapters, cluster, keeper
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
 from kvstore.errors import ConfigError
 from kvstore.launch import is_hub_id
 from kvstore.machine import Machine, inspect
 from kvstore.messages import ROLES
-from kvstore.private import require_private
 
-RESOLVED = "cluster.toml"
-LOCK = "lock"
 LOCAL_TENANT = "local"
 
 
@@ -45,6 +51,7 @@ examples:
   kvferry drain prefill-1                      nothing new for a worker, until it has finished
   kvferry explain --request body.json          who would serve this request, and why
   kvferry flush alice                          nothing cached for a tenant is used any more
+  kvferry doctor                               what here could write or show prompts
 
 every part by itself (each host of a cluster runs what is its own):
   kvferry dram --config cluster.toml
@@ -55,7 +62,10 @@ every part by itself (each host of a cluster runs what is its own):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. 0: done; 2: a setting is wrong (one line says which); 130: killed."""
+    """Runs one command. 0: done; 2: a setting is wrong (one line says which); 130: killed.
+
+    ``doctor`` ends with 1 where something is refused.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["bench"]:
         return bench_main(words[1:])
@@ -91,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(role=role)
     _command(commands, "proxy", _proxy, "start a proxy", needs_file=True)
     _command(commands, "dram", _dram, "start this host's DRAM tier", needs_file=True)
+    checked = _command(commands, "doctor", _doctor, "check that nothing is written or shown")
+    checked.add_argument("--json", action="store_true", help="print it for programs")
     asked = _command(commands, "explain", _explain, "ask the running proxy why it sends what where")
     asked.add_argument("--request", type=Path, required=True, help="a JSON file: a request's body")
     asked.add_argument("--tenant", default=LOCAL_TENANT, help="whose request (%(default)s)")
@@ -142,7 +154,8 @@ def _up(options: argparse.Namespace) -> int:
     machine = inspect()
     config = _resolved(_with_flags(_loaded(options), options), machine)
     checks.require_local(config)
-    with run_folder(config) as folder:
+    warned = doctor.require(config, machine)
+    with run_folder.owned(config) as folder:
         checks.require_ports(config)
         checks.require_shared_memory(config, dram.SHARED_MEMORY)
         config = _with_model(config, tell)
@@ -153,9 +166,12 @@ def _up(options: argparse.Namespace) -> int:
         if not config.tenants:
             key, digest = places.new_key()
             config = places.with_tenant(config, LOCAL_TENANT, digest)
-        file = _write(config, folder / RESOLVED)
+        file = run_folder.write(config, folder / run_folder.RESOLVED)
         followed = (options.config or file).absolute()
         parts = supervisor.parts(config, file, on_gpu, options.verbose, followed)
+        if warned:
+            tell(warned)
+        keeper.forbid_core_dumps()
         return asyncio.run(_supervise(config, parts, key))
 
 
@@ -210,18 +226,22 @@ def _adapters(config: ClusterConfig) -> str:
 
 
 def _worker(options: argparse.Namespace) -> int:
-    config = _resolved(_loaded(options), inspect())
+    machine = inspect()
+    config = _resolved(_loaded(options), machine)
     cluster.parse_worker_name(config, options.name)
+    warned = doctor.require(config, machine)
     config = _with_model(config, tell)
-    return _become(options.role, config, options, "--name", options.name)
+    return _become(options.role, config, options, warned, "--name", options.name)
 
 
 def _proxy(options: argparse.Namespace) -> int:
-    config = _resolved(_loaded(options), inspect())
+    machine = inspect()
+    config = _resolved(_loaded(options), machine)
     if not config.tenants:
         raise ConfigError("no tenants in the configuration: make one with kvferry keygen NAME")
+    warned = doctor.require(config, machine)
     # Not resolved: where configurations are mounted, links are what changes.
-    return _become("proxy", config, options, "--follow", str(options.config.absolute()))
+    return _become("proxy", config, options, warned, "--follow", str(options.config.absolute()))
 
 
 def _dram(options: argparse.Namespace) -> int:
@@ -229,25 +249,29 @@ def _dram(options: argparse.Namespace) -> int:
     config = _resolved(_loaded(options), machine)
     if not config.dram.enabled:
         raise ConfigError("dram.enabled is false in the configuration")
+    warned = doctor.require(config, machine)
     checks.require_dram_ports(config)  # or we would take a running tier's memory away
     checks.require_shared_memory(config, dram.SHARED_MEMORY)
     dram.remove_segment(config)
-    _private_folder(Path(config.run_dir))  # where relays are told
+    run_folder.made(config)  # where relays are told
     command = dram.command(config, machine.device != "cpu", options.verbose)
-    return _exec(command.argv, dict(command.env))
+    return _exec(command.argv, dict(command.env), warned)
 
 
-def _become(part: str, config: ClusterConfig, options: argparse.Namespace, *flags: str) -> int:
+def _become(
+    part: str, config: ClusterConfig, options: argparse.Namespace, warned: str, *flags: str
+) -> int:
     """Replaces this program with ``part``, given a configuration with nothing left open."""
-    folder = _private_folder(Path(config.run_dir))
     name = options.name if "name" in options else part
-    file = _write(config, folder / f"{name}.toml")
+    file = run_folder.write(config, run_folder.made(config) / f"{name}.toml")
     loud = ("--verbose",) if options.verbose and part != "proxy" else ()
     argv = (sys.executable, "-m", part, "--config", str(file), *flags, *loud)
-    return _exec(argv, {})
+    return _exec(argv, {}, warned)
 
 
-def _exec(argv: Sequence[str], env: dict[str, str]) -> int:
+def _exec(argv: Sequence[str], env: dict[str, str], warned: str) -> int:
+    if warned:
+        tell(warned)
     keeper.forbid_core_dumps()
     os.execve(argv[0], list(argv), {**os.environ, **env})  # noqa: S606 - our own argument list
 
@@ -263,6 +287,11 @@ def _keygen(options: argparse.Namespace) -> int:
     print(f"API key, shown only here: {key}\n\nFor the cluster file:\n\n[[tenants]]")
     print(f'name = "{options.tenant}"\nkeys_sha256 = ["{digest}"]')
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    machine = inspect()
+    return doctor.run(_resolved(_loaded(options), machine), machine, options.json)
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -314,7 +343,7 @@ def _running(options: argparse.Namespace) -> ClusterConfig:
     config = _resolved(_loaded(options), inspect())
     if options.config:
         return config
-    file = Path(config.run_dir) / RESOLVED
+    file = Path(config.run_dir) / run_folder.RESOLVED
     if not file.exists():
         raise ConfigError("kvferry up does not run here with its defaults: give --config")
     return cluster.load(file)
@@ -351,59 +380,6 @@ def _with_model(config: ClusterConfig, say: Callable[[str], None]) -> ClusterCon
 
 def _weight_bytes(config: ClusterConfig) -> int:
     return 0 if is_hub_id(config.model.path) else models.weight_bytes(Path(config.model.path))
-
-
-def _write(config: ClusterConfig, file: Path) -> Path:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.write(places.to_toml(config))
-    return file
-
-
-def _private_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        require_private(folder.lstat(), folder)
-    except OSError as error:
-        raise ConfigError(f"cannot use run_dir {folder}: {error.strerror}") from None
-    return folder
-
-
-@contextlib.contextmanager
-def run_folder(config: ClusterConfig) -> Iterator[Path]:
-    """The run folder, ours alone while this lasts and empty afterwards.
-
-    Raises ConfigError when another ``up`` has it.
-    """
-    folder = _private_folder(Path(config.run_dir))
-    with (folder / LOCK).open("a", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"kvferry runs already in {folder}: stop it, or choose another --port, dram.port "
-                "and dram.http_port"
-            ) from None
-        _clear(folder)
-        try:
-            yield folder
-        finally:
-            _clear(folder)
-            (folder / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody else's file is in it
-                folder.rmdir()
-
-
-def _clear(folder: Path) -> None:
-    """Ends what a killed run has left and removes its files, and nothing but those; also of workers
-    that joined later.
-    """
-    for file in folder.glob("*.group"):
-        worker.end_group(file)
-    for name in (*(f"{role}-[0-9]*" for role in ROLES), "dram", "proxy"):
-        for file in folder.glob(f"{name}.*"):
-            file.unlink(missing_ok=True)
-    (folder / RESOLVED).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

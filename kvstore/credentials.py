@@ -34,7 +34,7 @@ CURVE_KEY_BYTES = 40
 TOKEN_HEADER = "x-kvferry-token"  # noqa: S105 - its name
 """Where an HTTP request bears ``Credentials.http_token``."""
 
-_KEYS = "keys"
+KEYS = "keys"
 _CLUSTER_KEY = "cluster.secret"
 
 
@@ -86,7 +86,7 @@ def load_or_create(state_dir: Path) -> Credentials:
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_private(state_dir.stat(), state_dir)
-        keys = state_dir / _KEYS
+        keys = state_dir / KEYS
         if not keys.exists():
             _create(state_dir, keys)
         require_private(keys.stat(), keys)
@@ -97,7 +97,7 @@ def load_or_create(state_dir: Path) -> Credentials:
 
 
 def _create(state_dir: Path, keys: Path) -> None:
-    fresh = Path(tempfile.mkdtemp(prefix=f".{_KEYS}-", dir=state_dir))
+    fresh = Path(tempfile.mkdtemp(prefix=f".{KEYS}-", dir=state_dir))
     try:
         _write(fresh / _CLUSTER_KEY, secrets.token_bytes(SECRET_BYTES))
         for role in get_args(PeerRole):

@@ -58,8 +58,16 @@ def forbid_core_dumps() -> None:
     """A core dump of this process or of its children would hold prompts.
 
     One byte, not none: only that also stops the kernel from piping it to a program (core(5)).
+    Where the hard limit is 0 and not ours to raise, that remains; ``kvferry doctor`` says so.
+
+    Processes stay dumpable (prctl(2), PR_SET_DUMPABLE): workers of one host read each other's KV
+    with process_vm_readv(2), which the kernel refuses for others; exec would undo it, and a host
+    with ``fs.suid_dumpable`` 2 dumps them nevertheless.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _keep(child: int, grace: float) -> int:

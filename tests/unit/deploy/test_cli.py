@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import checks, cli
+from deploy import checks, cli, run_folder
 from kvstore import cluster
 
 
@@ -114,7 +114,7 @@ def test_a_second_up_on_the_same_port_is_refused(
     capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
     config = cluster.ClusterConfig(run_dir=str(home / "kvferry-8000"))
-    with cli.run_folder(config):
+    with run_folder.owned(config):
         assert "runs already" in refused(capsys, "up", "--port", "8000")
     assert not (home / "kvferry-8000").exists()
 
@@ -123,10 +123,10 @@ def test_the_run_folder_keeps_what_is_not_ours(home: Path) -> None:
     folder = home / "mine"
     folder.mkdir(mode=0o700)
     (folder / "letter.txt").write_text("dear")
-    with cli.run_folder(cluster.ClusterConfig(run_dir=str(folder))):
+    with run_folder.owned(cluster.ClusterConfig(run_dir=str(folder))):
         for ours in ("prefill-0.http", "prefill-7.toml"):  # also who joined later
             (folder / ours).touch()
-        (folder / cli.RESOLVED).touch()
+        (folder / run_folder.RESOLVED).touch()
     assert [path.name for path in folder.iterdir()] == ["letter.txt"]
 
 
