@@ -19,6 +19,7 @@ ENGINE_NEVER = (
     "--enable-log-requests",
     "--enable-log-outputs",
     "--enable-logging-iteration-details",
+    "--log-error-stack",
     "--log-config-file",
     "--logging-config",
     "--profiler-config",
