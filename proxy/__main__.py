@@ -79,10 +79,10 @@ def application(
     said = TenantFeed(lambda tag, epoch: tenants.raised(tag, epoch))
     feed = FeedClient(feeds(config, run_dir), credentials, name, directory, said)
     token = credentials.http_token()
-    tenants = Tenants(config.tenants, token, credentials.salt_key(), feed)
-    metrics.registry.register(TenantMemory(said, tenants.named))
-    followed = ClusterFile(file, config, run_dir, feed, tenants)
     pipeline = Pipeline(settings, Parts(directory, feed, upstream, metrics, renderer))
+    key, forget = credentials.salt_key(), pipeline.forget_tenant
+    tenants = Tenants(config.tenants, token, key, feed, forget)
+    followed = ClusterFile(file, config, run_dir, feed, tenants)
 
     @asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
@@ -97,6 +97,7 @@ def application(
         cluster.admin_socket(config, run_dir).unlink(missing_ok=True)
 
     api = Api(pipeline, tenants, metrics, config.proxy)
+    metrics.registry.register(TenantMemory(said, tenants.named))
     admin = Admin(api, tenants, feed, directory.workers, dram=config.dram.enabled)
     return Doors(create(api, lifespan), create_admin(admin, api), config.proxy.admin_port)
 

@@ -26,7 +26,7 @@ from proxy.jobs import Call
 from proxy.loads import Places
 from proxy.metrics import CLIENT_GONE, CONTENT_TYPE, Metrics, Story
 from proxy.pipeline import FLUSHED, Answer, Pipeline
-from proxy.requests import AFFINITY_HEADER, PATHS, Route
+from proxy.requests import AFFINITY_HEADER, ISOLATION_HEADER, PATHS, Asides, Route
 from proxy.tenants import Tenants
 
 log = logging.getLogger("kvferry.proxy")
@@ -63,8 +63,7 @@ class Api:
             self._metrics.told(story)
             return refusal(error, request_id)
         explained = self._tenants.keyring.operator(request.headers.get(TOKEN_HEADER))
-        affinity = request.headers.get(AFFINITY_HEADER)
-        call = Call(route, tenant, body, request_id, arrived, explained, affinity)
+        call = Call(route, tenant, body, request_id, arrived, explained, _asides(request))
         return Exchange(self._pipeline, self._tenants, call)
 
     async def explain(self, tenant: str, route: str, request: Request) -> Response:
@@ -76,8 +75,7 @@ class Api:
                 raise faults.not_explained(tenant, route)
             with self._reading.one():
                 body = await self._body(request)
-            affinity = request.headers.get(AFFINITY_HEADER)
-            call = Call(route, known, body, request_id, arrived, affinity=affinity)
+            call = Call(route, known, body, request_id, arrived, asides=_asides(request))
             return json_reply(await self._pipeline.explain(call))
         except ApiError as error:
             return refusal(error, request_id)
@@ -283,6 +281,13 @@ def refusal(error: ApiError, request_id: str) -> Response:
     if error.status in {408, 413}:
         headers["connection"] = "close"  # the rest of the body is not read
     return Response(faults.body(error), error.status, headers, "application/json")
+
+
+def _asides(request: Request) -> Asides:
+    """Of a header that came several times, all values: none of them is overlooked."""
+    names = (AFFINITY_HEADER, ISOLATION_HEADER, "cache-control")
+    told = (request.headers.getlist(name) for name in names)
+    return Asides(*(", ".join(values) if values else None for values in told))
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -10,15 +10,14 @@ import msgspec
 from kvstore.cluster import Tenant
 from kvstore.salts import owner
 from proxy.catalogue import Served
-from proxy.requests import ClientRequest, Route
+from proxy.requests import NOTHING_ASIDE, Asides, ClientRequest, Route
 
 
 @dataclass(frozen=True)
 class Call:
     """A client's call, authenticated, its body read; it ``arrived`` before both.
 
-    ``explained``: an operator wants to be told why it is served as it is. ``affinity``: the header
-    by which it tells what it belongs to, if it does.
+    ``explained``: an operator wants to be told why it is served as it is.
     """
 
     route: Route
@@ -27,7 +26,7 @@ class Call:
     request_id: str
     arrived: float
     explained: bool = False
-    affinity: str | None = None
+    asides: Asides = NOTHING_ASIDE
 
 
 @dataclass(frozen=True)

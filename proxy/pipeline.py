@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 
 from kvstore.clock import Clock
-from kvstore.cluster import Dram, Proxy, Ship
+from kvstore.cluster import Dram, Proxy, Ship, Tenant
 from kvstore.errors import ApiError, WorkerLost
 from kvstore.index import Directory
 from kvstore.messages import Announce, Role
-from kvstore.salts import Scope, salt
+from kvstore.salts import Scope, one_shot, salt
 from proxy import explaining, faults, hints, requests, stages, usage
 from proxy.catalogue import Served
 from proxy.dispatch import Dispatch, Sent
@@ -33,6 +33,7 @@ from proxy.loads import Loads, Peers, Places
 from proxy.metrics import Metrics, Story
 from proxy.planning import Planner
 from proxy.render import Renderer
+from proxy.requests import ClientRequest
 from proxy.stages import Moments
 from proxy.steering import Disaggregated, Reject
 from proxy.streaming import first_event, relay
@@ -111,6 +112,11 @@ class Pipeline:
     def heard(self) -> None:
         """Something came from workers: perhaps one has room for who waits."""
         self._turns.look()
+
+    def forget_tenant(self, tag: str) -> None:
+        """What is remembered of a tenant's prompts is dropped (``kvstore.salts.tag``)."""
+        self._planner.forget_tenant(tag)
+        self._renderer.forget_tenant(tag)
 
     def check(self) -> None:
         """Invariant when idle: no worker is thought to be busy. Raises AssertionError."""
@@ -200,18 +206,23 @@ class Pipeline:
         return explaining.explanation(job, considered, self._planner.candidates(considered))
 
     async def _job(self, call: Call) -> Job:
-        request = requests.parse(call.route, call.body, call.affinity)
+        request = requests.parse(call.route, call.body, call.asides)
         served = self._served(request.model)
         request = replace(request, body={**request.body, "model": served.model})
-        scope = served.within(Scope(call.tenant.name, call.tenant.epoch))
+        salted = self._salt(call.tenant, request, served)
         tokens, alone = None, request.alone
         if alone is None:
             order = self._planner.idlest(served.model)
-            whose = f"{call.tenant.epoch}/{call.tenant.name}"
-            rendered = await self._renderer.tokens(whose, request, order, call.request_id)
+            rendered = await self._renderer.tokens(salted, request, order, call.request_id)
             tokens, alone = rendered.tokens, rendered.alone
         hint = None if request.hint is None else hints.number(call.tenant.name, request.hint)
-        return Job(call, request, served, salt(self._settings.salt_key, scope), tokens, alone, hint)
+        return Job(call, request, served, salted, tokens, alone, hint)
+
+    def _salt(self, tenant: Tenant, request: ClientRequest, served: Served) -> str:
+        key = self._settings.salt_key
+        if not request.kept:
+            return one_shot(key, tenant.name, tenant.epoch)
+        return salt(key, served.within(Scope(tenant.name, tenant.epoch, request.sub_scope)))
 
     def _served(self, name: str | None) -> Served:
         models = self._planner.models()

@@ -58,7 +58,6 @@ class _Generation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_k: _NotNegative | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    user: str | None = None
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True):

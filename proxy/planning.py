@@ -84,6 +84,10 @@ class Planner:
         fleet = self._fleet(model)
         return [fleet.staff.decode[at] for at in np.argsort(fleet.load, kind="stable")]
 
+    def forget_tenant(self, tag: str) -> None:
+        """No names of a tenant's blocks are remembered any more."""
+        self._chains.forget_tenant(tag)
+
     def consider(self, job: Job) -> Considered:
         """What would be done with ``job`` now."""
         fleet = self._fleet(job.model, job.hint)
@@ -91,12 +95,14 @@ class Planner:
         size = decode[0].block_size if decode else 0
         if job.tokens is None or not size:
             return Considered(steering.plan(0, job.alone, fleet), fleet)
-        names = self._chains.names(job.tokens, size, job.salt, job.served.lora)
+        # Nobody can hold, or will ever ask for, a block of what is not kept.
+        kept, lora = job.request.kept, job.served.lora
+        names = self._chains.names(job.tokens, size, job.salt, lora) if kept else []
         residency = self._directory.held(names)
         fleet = replace(fleet, held=self._held(residency, fleet.staff))
         tenant, adapter = job.call.tenant.name, job.served.adapter
         asked = Prompt(tenant, len(job.tokens), names, job.hint, adapter)
-        plan = steering.plan(len(names), job.alone, fleet)
+        plan = steering.plan(len(job.tokens) // size, job.alone, fleet)
         expected = None
         if isinstance(plan, Layout):
             expected = self._turns.expected(plan, asked, residency)

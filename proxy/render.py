@@ -19,6 +19,7 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from kvstore.messages import Announce
+from kvstore.salts import owner
 from proxy import asking
 from proxy.asking import Rendered
 from proxy.learning import Learner
@@ -64,22 +65,26 @@ class Renderer:
         """Ends the threads; work under way ends first."""
         self._threads.shutdown()
 
+    def forget_tenant(self, tag: str) -> None:
+        """No texts of a tenant are remembered any more."""
+        self._remembered.forget_tenant(tag)
+
     async def tokens(
-        self, tenant: str, request: ClientRequest, workers: Sequence[Announce], request_id: str
+        self, salt: str, request: ClientRequest, workers: Sequence[Announce], request_id: str
     ) -> Rendered:
         """The prompt of ``request``, as the first of ``workers`` would render it.
 
-        ``tenant`` names whose remembered texts may be used. Raises ApiError: a worker's own refusal
+        ``salt`` names whose remembered texts may be used. Raises ApiError: a worker's own refusal
         of the request, or 503 if a worker has to be asked and none answers.
         """
-        tokens, why = await self._made(tenant, request, workers)
+        tokens, why = await self._made(salt, request, workers)
         self._counts.rendered("worker" if tokens is None else "proxy", why)
         if tokens is not None:
             return Rendered(tokens)
         return await asking.render(self._upstream, workers, request, request_id)
 
     async def _made(
-        self, tenant: str, request: ClientRequest, workers: Sequence[Announce]
+        self, salt: str, request: ClientRequest, workers: Sequence[Announce]
     ) -> tuple[list[int] | None, str]:
         """The tokens as made here, or None and the reason."""
         known = self._learner.known(workers[0]) if workers else None
@@ -93,7 +98,7 @@ class Renderer:
             return None, "fields"
         if prompt.chars > min(MOST_CHARS, TOKEN_CHARS * workers[0].max_model_len):
             return None, "length"
-        tokens = await self._rendered(tenant, prompt, known.rendering, content)
+        tokens = await self._rendered(salt, prompt, known.rendering, content)
         if not tokens:
             return None, "refused"
         if not prompt.fits(len(tokens), workers[0].max_model_len):
@@ -101,38 +106,39 @@ class Renderer:
         return tokens, ""
 
     async def _rendered(
-        self, tenant: str, prompt: Plain, rendering: Rendering, content: Content
+        self, salt: str, prompt: Plain, rendering: Rendering, content: Content
     ) -> list[int] | None:
         if prompt.tokens is not None:
             return rendering.tokens(prompt, content)
         long = prompt.chars > INLINE_CHARS
-        text = await self._run(tenant, long, lambda: rendering.text(prompt, content))
+        text = await self._run(salt, long, lambda: rendering.text(prompt, content))
         around = rendering.around(prompt)
         if text is None or around is None:
             return None
         before, after = around
-        return unpack([before, *await self._tokenized(tenant, rendering, text), after])
+        return unpack([before, *await self._tokenized(salt, rendering, text), after])
 
-    async def _tokenized(self, tenant: str, rendering: Rendering, text: str) -> list[bytes]:
+    async def _tokenized(self, salt: str, rendering: Rendering, text: str) -> list[bytes]:
         long = len(text) > INLINE_CHARS
-        pieces = await self._run(tenant, long, lambda: rendering.tokenizer.pieces(text))
-        found = self._remembered.tokens(tenant, rendering.number, pieces)
+        pieces = await self._run(salt, long, lambda: rendering.tokenizer.pieces(text))
+        found = self._remembered.tokens(salt, rendering.number, pieces)
         missing = [piece for piece, tokens in zip(pieces, found, strict=True) if tokens is None]
         new = sum(map(len, missing))
         made = await self._run(
-            tenant, new > INLINE_CHARS, lambda: rendering.tokenizer.encode(missing)
+            salt, new > INLINE_CHARS, lambda: rendering.tokenizer.encode(missing)
         )
         self._counts.characters(len(text) - new, new)
         # The last piece ends with the text: one that goes on will not have it.
         whole = len(missing) - (found[-1] is None)
-        self._remembered.remember(tenant, rendering.number, missing[:whole], made[:whole])
+        self._remembered.remember(salt, rendering.number, missing[:whole], made[:whole])
         fresh = iter(made)
         return [next(fresh) if tokens is None else tokens for tokens in found]
 
-    async def _run(self, tenant: str, long: bool, work: Callable[[], T]) -> T:
+    async def _run(self, salt: str, long: bool, work: Callable[[], T]) -> T:
         if not long:
             return work()
-        # One at a time of each tenant, or one could have all threads.
-        turn = self._turns.setdefault(tenant, asyncio.Lock())
+        # One at a time of each tenant, whatever its salts, or one could have all threads.
+        whose = owner(salt)
+        turn = self._turns.setdefault(whose.tag if whose else "", asyncio.Lock())
         async with turn:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)

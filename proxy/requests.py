@@ -1,45 +1,47 @@
-"""What a client asked for: parsed, checked, and stripped of what could steer cache or transport.
+"""What a client asked for: parsed, checked, and stripped of what is not its to decide.
 
-Everything else in a body is the decode worker's business and reaches it untouched.
+What is left of a body (``proxy.fields``) is the decode worker's business.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvstore.errors import ApiError, WireError
+from proxy import fields, parts
 from proxy.wire import decoded
 
 Route = Literal["chat", "completions"]
 
 PATHS: dict[Route, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
-DROPPED = frozenset(
-    {
-        "cache_salt",
-        "ec_transfer_params",
-        "kv_transfer_params",
-        "priority",
-        "prompt_cache_key",
-        "request_id",
-        "session_id",
-        "vllm_xargs",
-    }
-)
-"""Fields through which a client could reach another tenant's cache, a transfer or the queue, and
-its hint, which is no worker's business.
-"""
-
 AFFINITY_HEADER = "x-session-affinity"
+ISOLATION_HEADER = "x-prompt-cache-isolation-key"
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
-
-_MEDIA_KEYS = ("image", "audio", "video", "input_", "prompt_embeds")
+MOST_SEQUENCES = 1024
+"""Answers that one request may have generated: prompts times answers to each."""
 
 _MAX_NAME = 256
+_FATES = {"chat": fields.CHAT, "completions": fields.COMPLETIONS}
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+@dataclass(frozen=True)
+class Asides:
+    """What a client says beside the body: the values of headers, None where it sent none.
+
+    ``affinity`` and ``isolation`` count where the body has no ``prompt_cache_key`` and no
+    ``prompt_cache_isolation_key``.
+    """
+
+    affinity: str | None = None
+    isolation: str | None = None
+    cache_control: str | None = None
+
+
+NOTHING_ASIDE = Asides()
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class ClientRequest:
 
     ``alone`` says why the decode worker has to serve it by itself, None if it need not.
     ``wants_usage``: a streaming client asked for the usage chunk. ``hint``: requests with the same
-    one are likely to have much in common.
+    one are likely to have much in common. ``sub_scope``: only requests of its tenant with the same
+    one share KV with it. ``kept``: something of it may be kept when it is over.
     """
 
     route: Route
@@ -58,31 +61,31 @@ class ClientRequest:
     wants_usage: bool
     alone: str | None
     hint: str | None = None
+    sub_scope: str = ""
+    kept: bool = True
 
 
-def parse(route: Route, raw: bytes, affinity: str | None = None) -> ClientRequest:
-    """The request in ``raw`` (JSON). ``affinity``: that header's value, which counts where the body
-    has no hint. Raises ApiError (400) saying what is wrong with it.
-    """
-    body = _object(raw)
-    hint = _hint(body.get("prompt_cache_key"), "prompt_cache_key") or _hint(
-        affinity, AFFINITY_HEADER
-    )
-    for field in DROPPED:
-        body.pop(field, None)
+def parse(route: Route, raw: bytes, asides: Asides = NOTHING_ASIDE) -> ClientRequest:
+    """The request in ``raw`` (JSON). Raises ApiError (400) saying what is wrong with it."""
+    told = _object(raw)
+    body = fields.admitted(told, _FATES[route])
     model = body.get("model")
     if model is not None and (not isinstance(model, str) or len(model) > _MAX_NAME):
         raise _bad("'model' must be a string.", "model")
     stream = _flag(body, "stream", "stream")
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise _bad("'stream_options' must be an object.", "stream_options")
-    wants_usage = options is not None and _flag(
-        options, "include_usage", "stream_options.include_usage"
+    _check_sequences(body)
+    media = route == "chat" and parts.check(body.get("messages"))
+    return ClientRequest(
+        route=route,
+        body=body,
+        model=model,
+        stream=stream,
+        wants_usage=_wants_usage(body),
+        alone=_alone(body) or _shape(route, body, media=media),
+        hint=_hint(told.get("prompt_cache_key"), asides.affinity),
+        sub_scope=_sub_scope(told.get("prompt_cache_isolation_key"), asides.isolation),
+        kept=not (_flag(told, "no_store", "no_store") or _no_store(asides.cache_control)),
     )
-    if route == "chat":
-        _check_messages(body.get("messages"))
-    return ClientRequest(route, body, model, stream, wants_usage, _alone(route, body), hint)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -95,69 +98,75 @@ def _object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _flag(fields: dict[str, Any], name: str, param: str) -> bool:
-    value = fields.get(name)
+def _flag(told: dict[str, Any], name: str, param: str) -> bool:
+    value = told.get(name)
     if value is None or isinstance(value, bool):
         return bool(value)
     raise _bad(f"'{param}' must be true or false.", param)
 
 
-def _hint(told: object, param: str) -> str | None:
-    """None where there is none. Its characters need not be valid Unicode: JSON's need not."""
+def _wants_usage(body: dict[str, Any]) -> bool:
+    """Leaves of the stream's options what is known."""
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise _bad("'stream_options' must be an object.", "stream_options")
+    options = fields.admitted(options, fields.STREAM_OPTIONS, "stream_options.")
+    body["stream_options"] = options
+    for name in options:
+        _flag(options, name, f"stream_options.{name}")
+    return bool(options.get("include_usage"))
+
+
+def _hint(told: object, affinity: str | None) -> str | None:
+    """None where there is none."""
+    return _name(told, "prompt_cache_key") or _name(affinity, AFFINITY_HEADER) or None
+
+
+def _sub_scope(told: object, aside: str | None) -> str:
+    """ "" where there is none. An empty one is refused: it would not do what it seems to."""
+    param = "prompt_cache_isolation_key"
+    if told is None:
+        told, param = aside, ISOLATION_HEADER
+    if told == "":
+        raise _bad(f"'{param}' must not be empty.", param)
+    return _name(told, param)
+
+
+def _name(told: object, param: str) -> str:
     if told is not None and (not isinstance(told, str) or len(told) > _MAX_NAME):
         raise _bad(f"'{param}' must be a string of at most {_MAX_NAME} characters.", param)
-    return told or None
+    return told or ""
 
 
-def _check_messages(messages: object) -> None:
-    # vLLM hands any role to the chat template, and most templates render it.
-    if not isinstance(messages, list):
-        raise _bad("'messages' must be an array of messages.", "messages")
-    if not messages:
-        raise _bad("'messages' must hold at least one message.", "messages")
-    for index, message in enumerate(messages):
-        param = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise _bad(f"{param} must be an object.", param)
-        role = message.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            known = ", ".join(sorted(ROLES))
-            shown = repr(role[:64]) if isinstance(role, str) else "no role"
-            raise _bad(f"{param} has an unknown role: {shown}. Known: {known}.", f"{param}.role")
+def _no_store(cache_control: str | None) -> bool:
+    """Whether that header's directives have it: their names stand before "=", outside quotes."""
+    directives = _QUOTED.sub("", cache_control or "").split(",")
+    return any(one.partition("=")[0].strip().lower() == "no-store" for one in directives)
 
 
-def _alone(route: Route, body: dict[str, Any]) -> str | None:
-    if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
-        return "n"
+def _alone(body: dict[str, Any]) -> str | None:
     if body.get("use_beam_search"):
         return "beam-search"
+    if body.get("n") not in (None, 1):
+        return "n"
     if body.get("prompt_logprobs") is not None:
         return "prompt-logprobs"
     if body.get("echo"):
         return "echo"
-    if body.get("return_prompt_text"):
-        return "prompt-text"
+    return "prompt-text" if body.get("return_prompt_text") else None
+
+
+def _shape(route: Route, body: dict[str, Any], *, media: bool) -> str | None:
     if route == "chat":
-        return "non-text" if _has_media(body["messages"]) else None
-    if body.get("prompt_embeds") is not None:
-        return "prompt-embeds"
+        return "non-text" if media else None
     return "multi-prompt" if _prompts(body.get("prompt")) > 1 else None
 
 
-def _has_media(messages: list[dict[str, Any]]) -> bool:
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and not _is_text(part):
-                return True
-    return False
-
-
-def _is_text(part: dict[str, Any]) -> bool:
-    # A part may also be media by the mere presence of a key such as "image_url".
-    kind = part.get("type", "text")
-    media = any(key.startswith(_MEDIA_KEYS) for key in part)
-    return isinstance(kind, str) and kind in _TEXT_PARTS and not media
+def _check_sequences(body: dict[str, Any]) -> None:
+    if _prompts(body.get("prompt")) * (body.get("n") or 1) > MOST_SEQUENCES:
+        raise _bad(f"'n' times the prompts must be at most {MOST_SEQUENCES}.", "n")
 
 
 def _prompts(prompt: object) -> int:

@@ -18,6 +18,9 @@ from proxy.identity import Keyring
 End = Callable[[], None]
 """Ends a request, whose tenant has been flushed."""
 
+Forget = Callable[[str], None]
+"""Drops what this process remembers of a tenant, by tag."""
+
 
 class Workers(Protocol):
     """To whom what holds for tenants is said (``kvstore.feed``)."""
@@ -30,15 +33,21 @@ class Workers(Protocol):
 class Tenants:
     """Belongs to one event loop. An epoch is the highest that the file, a flush or a worker told.
 
-    ``keyring`` is replaced whenever anything changes.
+    ``keyring`` is replaced whenever anything changes. ``forget`` is told the tag of who is flushed.
     """
 
     def __init__(
-        self, tenants: Sequence[Tenant], token: str, salt_key: bytes, workers: Workers
+        self,
+        tenants: Sequence[Tenant],
+        token: str,
+        salt_key: bytes,
+        workers: Workers,
+        forget: Forget = lambda _tag: None,
     ) -> None:
         self._token = token
         self._salt_key = salt_key
         self._workers = workers
+        self._forget = forget
         self._epochs: dict[str, int] = {}
         self._tenants: dict[str, Tenant] = {}
         self._names: dict[str, str] = {}
@@ -134,3 +143,4 @@ class Tenants:
     def _end(self, name: str) -> None:
         for end in tuple(self._running.get(name, ())):
             end()
+        self._forget(salts.tag(self._salt_key, name))

@@ -422,7 +422,7 @@ async def stage(
             for name, key in KEYS.items()
         ]
         said = FakeFeed()
-        callers = Tenants(tenants, TOKEN, SALT_KEY, said)
+        callers = Tenants(tenants, TOKEN, SALT_KEY, said, pipeline.forget_tenant)
         said.tenants = TenantFeed(callers.raised)
         metrics.registry.register(TenantMemory(said.tenants, callers.named))
         api = Api(pipeline, callers, metrics, proxy)

@@ -62,7 +62,7 @@ def test_what_was_used_of_late_stays() -> None:
     remembered = Chains(2)
     for piece in (0, 1, 0, 2):
         remembered.names(prompt([piece], 0), 16, "a")
-    assert {key[2][:4] for key in remembered._runs} == {bytes(4), (2).to_bytes(4, "little")}
+    assert {key[4][:4] for key in remembered._runs} == {bytes(4), (2).to_bytes(4, "little")}
 
 
 def test_a_block_of_any_size_costs_no_more_than_the_prompt() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kvstore.errors import ApiError
 from kvstore.handoff import DecodeTicket, PrefillTicket, decode_ticket, prefill_ticket
 from proxy import legs
-from proxy.requests import DROPPED, ROLES, ClientRequest, Route, parse
+from proxy.parts import ROLES
+from proxy.requests import Asides, ClientRequest, Route, parse
 
 TOKENS = msgspec.Raw(b"[5,6,7]")
 TICKET = DecodeTicket("a" * 32, 1000, "zmq+ipc:///x", "gen")
@@ -33,40 +34,91 @@ def refusal(route: Route, raw: bytes) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("field", sorted(DROPPED))
-@pytest.mark.parametrize("route", ["chat", "completions"])
-def test_dropped(field: str, route: Route) -> None:
-    assert field not in parsed(route, **{field: "x"}).body
+def refused(*asides: str | None, **fields: Any) -> str | None:
+    """The parameter because of which a completion with ``fields`` is refused."""
+    raw = msgspec.json.encode({"prompt": "hi", **fields})
+    with pytest.raises(ApiError) as error:
+        parse("completions", raw, Asides(*asides))
+    assert error.value.status == 400
+    return error.value.param
 
 
 def test_a_hint_is_read_from_the_body_or_else_from_the_header() -> None:
     raw = msgspec.json.encode({"prompt": "hi", "prompt_cache_key": "a"})
-    assert parse("completions", raw, "b").hint == "a"
+    assert parse("completions", raw, Asides("b")).hint == "a"
     bare = msgspec.json.encode({"prompt": "hi", "prompt_cache_key": None})
-    assert parse("completions", bare, "b").hint == "b"
-    assert parse("completions", bare, "").hint is None
+    assert parse("completions", bare, Asides("b")).hint == "b"
+    assert parse("completions", bare, Asides("")).hint is None
     assert parsed(prompt_cache_key="é" * 256).hint == "é" * 256
 
 
 @pytest.mark.parametrize("key", [1, True, ["a"], {"a": 1}, "x" * 257])
 def test_a_hint_that_is_none_is_refused_by_its_name(key: object) -> None:
-    with pytest.raises(ApiError) as refused:
-        parsed(prompt_cache_key=key)
-    assert (refused.value.status, refused.value.param) == (400, "prompt_cache_key")
+    assert refused(prompt_cache_key=key) == "prompt_cache_key"
 
 
 def test_a_header_that_is_too_long_is_refused_by_its_name() -> None:
-    with pytest.raises(ApiError) as refused:
-        parse("completions", b'{"prompt": "hi"}', "x" * 257)
-    assert (refused.value.status, refused.value.param) == (400, "x-session-affinity")
+    assert refused("x" * 257) == "x-session-affinity"
+    assert refused(None, "x" * 257) == "x-prompt-cache-isolation-key"
 
 
-def test_everything_else_is_kept() -> None:
+def test_a_sub_scope_is_read_from_the_body_or_else_from_the_header() -> None:
+    raw = msgspec.json.encode({"prompt": "hi", "prompt_cache_isolation_key": "a"})
+    assert parse("completions", raw, Asides(None, "b")).sub_scope == "a"
+    bare = msgspec.json.encode({"prompt": "hi", "prompt_cache_isolation_key": None})
+    assert parse("completions", bare, Asides(None, "b")).sub_scope == "b"
+    assert parse("completions", bare).sub_scope == ""
+    widest = parsed(prompt_cache_isolation_key="é" * 256)
+    assert widest.sub_scope == "é" * 256
+    assert "prompt_cache_isolation_key" not in widest.body
+
+
+@pytest.mark.parametrize("key", ["", 0, True, ["a"], {"a": 1}, "x" * 257])
+def test_a_sub_scope_that_is_none_is_refused_by_its_name(key: object) -> None:
+    assert refused(None, "a", prompt_cache_isolation_key=key) == "prompt_cache_isolation_key"
+
+
+def test_an_empty_header_is_no_sub_scope() -> None:
+    assert refused(None, "") == "x-prompt-cache-isolation-key"
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        (None, True),
+        ("", True),
+        ("no-cache", True),
+        ("no-store", False),
+        ("No-STORE", False),
+        ("max-age=0, no-store ,no-cache", False),
+        ("max-age=0,\tno-store", False),
+        ("no-store=x", False),
+        ("no-stored, xno-store", True),
+        ('private="a, no-store, b"', True),
+        ('private="a\\", no-store", x', True),
+        ('private="a", no-store', False),
+        ('broken", no-store', False),
+    ],
+)
+def test_no_store_is_read_from_the_header(header: str | None, kept: bool) -> None:
+    asides = Asides(cache_control=header)
+    assert parse("completions", b'{"prompt": "hi"}', asides).kept is kept
+    # What one of the two says the other does not take back.
+    assert parse("completions", b'{"prompt": "hi", "no_store": false}', asides).kept is kept
+    assert not parse("completions", b'{"prompt": "hi", "no_store": true}', asides).kept
+
+
+@pytest.mark.parametrize("given", [1, 0, "true", "no-store", [], {}])
+def test_no_store_that_is_neither_true_nor_false_is_refused_by_its_name(given: object) -> None:
+    assert refused(no_store=given) == "no_store"
+
+
+def test_what_only_shapes_the_answer_is_kept() -> None:
     extra: dict[str, Any] = {
         "temperature": 0.25,
-        "seed": 1 << 70,
-        "anything": [{"a": None}],
-        "user": "u",
+        "seed": 1 << 62,
+        "documents": [{"a": "b"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
     }
     assert parsed(**extra).body == {"messages": USER, **extra}
 
@@ -84,10 +136,9 @@ def test_known_roles(role: str) -> None:
         ([{"text": "a"}], None),
         ([{"type": "refusal", "refusal": "a"}], None),
         ([{"type": "text", "text": "a", "cache_control": {}}], None),
-        ([{"type": "image_url", "image_url": {}}], "non-text"),
-        ([{"type": "text", "image_url": "x"}], "non-text"),
+        ([{"type": "image_url", "image_url": {"url": "data:,"}}], "non-text"),
+        ([{"type": "text", "image_url": "data:,"}], "non-text"),
         ([{"type": "input_audio", "input_audio": {}}], "non-text"),
-        ([{"type": ["text"]}], "non-text"),
         ([{"type": "text", "text": "a"}, {"type": "video_url"}], "non-text"),
     ],
 )
@@ -115,19 +166,22 @@ def test_prompts(prompt: object, alone: str | None) -> None:
 @pytest.mark.parametrize(
     ("fields", "alone"),
     [
-        ({"n": 1, "best_of": 1, "echo": False}, None),
+        ({"n": 1, "best_of": 2, "echo": False}, None),  # vLLM knows no best_of
         ({"n": 2}, "n"),
-        ({"n": "2"}, "n"),
-        ({"best_of": 2}, "n"),
+        ({"n": 2, "use_beam_search": True}, "beam-search"),
         ({"prompt_logprobs": 0}, "prompt-logprobs"),
         ({"echo": True}, "echo"),
         ({"use_beam_search": True}, "beam-search"),
-        ({"return_prompt_text": True}, "prompt-text"),
     ],
 )
 @pytest.mark.parametrize("route", ["chat", "completions"])
 def test_alone(route: Route, fields: dict[str, Any], alone: str | None) -> None:
     assert parsed(route, **fields).alone == alone
+
+
+def test_a_prompts_text_is_only_to_be_had_of_a_chat() -> None:
+    assert parsed("chat", return_prompt_text=True).alone == "prompt-text"
+    assert parsed("completions", return_prompt_text=True).alone is None
 
 
 @given(st.binary(max_size=200))
@@ -140,7 +194,22 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=8,
 )
-FIELDS = ["model", "messages", "prompt", "stream", "stream_options", "n", "echo", "content"]
+FIELDS = [
+    "model",
+    "messages",
+    "prompt",
+    "stream",
+    "stream_options",
+    "n",
+    "echo",
+    "content",
+    "structured_outputs",
+    "response_format",
+    "tools",
+    "logit_bias",
+    "repetition_detection",
+    "no_store",
+]
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON), st.sampled_from(["chat", "completions"]))
@@ -182,7 +251,7 @@ def test_decode_leg_of_a_completion_has_its_prompt_in_tokens() -> None:
 
 
 def test_decode_leg_that_was_not_rendered_is_the_clients_own() -> None:
-    request = parsed("completions", n=2, suffix="x")
+    request = parsed("completions", n=2, suffix="x", store=True)
     assert legs.decode_body(request, "s", None, None) == {**request.body, "cache_salt": "s"}
 
 
@@ -203,6 +272,11 @@ def test_a_stream_always_reports_usage(theirs: object, sent: object) -> None:
     body = legs.decode_body(request, "s", TOKENS, None)
     assert body["stream_options"] == sent
     assert request.body["stream_options"] == theirs
+
+
+def test_of_a_streams_options_only_known_ones_are_kept() -> None:
+    request = parsed(stream=True, stream_options={"include_obfuscation": True, "x": 1})
+    assert request.body["stream_options"] == {}
 
 
 def test_without_a_stream_the_options_are_the_clients() -> None:

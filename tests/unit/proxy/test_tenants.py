@@ -55,6 +55,16 @@ def test_a_flush_raises_the_epoch_of_one_tenant_and_says_so(workers: Workers) ->
     assert tenants.flush("carol") is None
 
 
+def test_what_is_remembered_of_who_is_flushed_is_dropped(workers: Workers) -> None:
+    forgotten: list[str] = []
+    known = [tenant("alice", "a1"), tenant("bob", "b1")]
+    tenants = Tenants(known, "token", KEY, workers, forgotten.append)
+    tenants.flush("alice")
+    tenants.apply([])
+    alice, bob = (salts.tag(KEY, name) for name in ("alice", "bob"))
+    assert forgotten == [alice, alice, bob]
+
+
 def test_what_runs_ends_and_nothing_of_others(workers: Workers) -> None:
     tenants, ended = started(workers), list[str]()
     alice, bob = caller(tenants, "a1"), caller(tenants, "b1")
