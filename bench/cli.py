@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "simulate": "where requests of a trace go, and how long they wait, in a fleet you do not have",
     "predict": "does a request find and take what the proxy said it would?",
     "calibrate": "how long a server's prefills take, for simulate",
+    "audit": "are tenants apart, and is nothing of theirs kept? (or: kvferry audit)",
     "publish": "write README's figures of steering from results",
     "headline": "the project's own reference table, measured on this machine",
 }

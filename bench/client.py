@@ -22,7 +22,7 @@ from bench.errors import Malformed, RequestFailed
 from bench.events import EventReader, Outcome
 from bench.http import Address, Pool
 
-__all__ = ["Body", "Client", "Endpoint", "Timeline", "failed"]
+__all__ = ["Body", "Client", "Endpoint", "Reply", "Timeline", "failed"]
 
 Body = Mapping[str, Any]
 
@@ -39,6 +39,15 @@ class Endpoint:
     base: str
     headers: Mapping[str, str] = field(default_factory=dict)
     socket: Path | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer, whatever its status; headers by their names in small letters."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -177,18 +186,22 @@ class Client:
         """GET a text. Raises RequestFailed."""
         return (await self._call(endpoint, "GET", path, b"")).decode(errors="replace")
 
-    async def _call(self, endpoint: Endpoint, method: str, path: str, content: bytes) -> bytes:
+    async def ask(self, endpoint: Endpoint, method: str, path: str, content: bytes) -> Reply:
+        """Whatever is answered to an encoded body. Raises RequestFailed where nothing is."""
         answer = _Whole()
         try:
             address, request = self._request(endpoint, method, path, content)
             await self._pool.exchange(address, request, answer)
         except RequestFailed as error:
             raise RequestFailed(f"{method} {path}: {type(error).__name__}: {error}") from None
-        got = b"".join(answer.pieces)
-        if answer.status >= 300:
-            shown = got[:_SHOWN].decode(errors="replace")
-            raise RequestFailed(f"{method} {path}: status {answer.status}: {shown}")
-        return got
+        return Reply(answer.status, answer.headers, b"".join(answer.pieces))
+
+    async def _call(self, endpoint: Endpoint, method: str, path: str, content: bytes) -> bytes:
+        reply = await self.ask(endpoint, method, path, content)
+        if reply.status >= 300:
+            shown = reply.body[:_SHOWN].decode(errors="replace")
+            raise RequestFailed(f"{method} {path}: status {reply.status}: {shown}")
+        return reply.body
 
     def _request(
         self, endpoint: Endpoint, method: str, path: str, content: bytes
@@ -244,11 +257,13 @@ class _Whole:
 
     def __init__(self) -> None:
         self.status = 0
+        self.headers: Mapping[str, str] = {}
         self.pieces: list[bytes] = []
 
     def head(self, status: int, headers: Mapping[str, str], first_byte: float) -> None:
         """See Answer."""
         self.status = status
+        self.headers = headers
 
     def body(self, piece: bytes, now: float) -> None:
         """See Answer."""

@@ -52,6 +52,7 @@ examples:
   kvferry explain --request body.json          who would serve this request, and why
   kvferry flush alice                          nothing cached for a tenant is used any more
   kvferry doctor                               what here could write or show prompts
+  kvferry audit --key KEY --key KEY            are tenants apart, is nothing of theirs kept?
 
 every part by itself (each host of a cluster runs what is its own):
   kvferry dram --config cluster.toml
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["bench"]:
         return bench_main(words[1:])
+    if words[:1] == ["audit"]:
+        return _audit(words[1:])
     options = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -122,8 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     keygen = commands.add_parser("keygen", help="make an API key for a tenant")
     keygen.add_argument("tenant", help="the tenant's name in the cluster file")
     keygen.set_defaults(run=_keygen)
-    # Listed here; its own parser reads the words after it.
+    # Listed here; their own parser reads the words after them.
     commands.add_parser("bench", help="measure this or any other server", add_help=False)
+    commands.add_parser(
+        "audit",
+        help="evidence that tenants are apart and nothing is left",
+        add_help=False,
+    )
     return parser
 
 
@@ -318,6 +326,20 @@ def _token(options: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(words: Sequence[str]) -> int:
+    """The audit is the benchmark's; of the deployment it is told what was chosen at its start."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config", type=Path)
+    options, others = parser.parse_known_args(words)
+    if not {"-h", "--help"} & set(words):
+        try:
+            others += ["--config", str(_resolved_file(options))]
+        except ConfigError as error:
+            sys.stderr.write(f"kvferry: {error}\n")
+            return 2
+    return bench_main(["audit", *others])
+
+
 def _drain(options: argparse.Namespace) -> int:
     config = _running(options)
     credentials = load_or_create(Path(config.state_dir))
@@ -347,6 +369,17 @@ def _running(options: argparse.Namespace) -> ClusterConfig:
     if not file.exists():
         raise ConfigError("kvferry up does not run here with its defaults: give --config")
     return cluster.load(file)
+
+
+def _resolved_file(options: argparse.Namespace) -> Path:
+    """The configuration, nothing left open, of what runs on this host. Raises ConfigError."""
+    folder = Path(_resolved(_loaded(options), inspect()).run_dir)
+    for name in (RESOLVED, "proxy.toml"):
+        if (folder / name).exists():
+            return folder / name
+    raise ConfigError(
+        f"no kvferry up and no proxy runs with the run folder {folder}: start it, or give --config"
+    )
 
 
 def _with_flags(config: ClusterConfig, options: argparse.Namespace) -> ClusterConfig:

@@ -57,6 +57,18 @@ def deliver_document(
     return 0 if result.verdict.valid else 1
 
 
+def print_document(
+    result: CommandResult, document: Document, html: Path | None, json: Path | None
+) -> int:
+    """Likewise where files were asked for by name. 0 where its verdict is valid."""
+    if html is not None:
+        write_whole(html, render_page(document).encode())
+    if json is not None:
+        write_json(json, result)
+    sys.stdout.write(render_text(document))
+    return 0 if result.verdict.valid else 1
+
+
 def require_folder(folder: Path) -> None:
     """Makes it, before anything is measured that could not be kept. Raises BadResult."""
     try:

@@ -1,0 +1,69 @@
+"""An audit as a result and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.audit.findings import Finding, Part, worst
+from bench.reporting.document import Block, Cell, Document, Paragraph, Section, Table
+from bench.result import Verdict
+
+_TITLES = {
+    "deterministic": "Cached tokens",
+    "statistical": "Time to the first token",
+    "volatile": "What is left behind",
+    "transport": "Who is let in",
+}
+_SENTENCES = {
+    "fail": "FAILED: tenants are not apart, or something of theirs is left.",
+    "invalid": "INVALID: a control did not find what it must, so nothing is proven.",
+    "inconclusive": "Nothing was found; too few samples to call the times equal.",
+    "pass": "Nothing of a tenant's was found by anybody else, nor left behind.",
+    "not tried": "Nothing was tried.",
+}
+
+
+def verdict(parts: Sequence[Part], *, full: bool) -> Verdict:
+    """Valid where no row fails or is invalid, and in a ``full`` audit none inconclusive."""
+    found = worst(part.verdict for part in parts)
+    good = found == "pass" or (found == "inconclusive" and not full)
+    reasons = [
+        f"{part.name}, {row.name}: {row.verdict}"
+        for part in parts
+        for row in part.findings
+        if row.verdict != "pass"
+    ]
+    return Verdict(valid=good, sentence=_SENTENCES[found], reasons=tuple(reasons))
+
+
+def metrics(parts: Sequence[Part]) -> dict[str, float]:
+    """All parts' together."""
+    return {name: value for part in parts for name, value in part.metrics.items()}
+
+
+def detail(parts: Sequence[Part]) -> dict[str, object]:
+    """Every row of every part, and each part's own verdict."""
+    return {part.name: {"verdict": part.verdict, **msgspec.to_builtins(part)} for part in parts}
+
+
+def document(parts: Sequence[Part], subtitle: str, judged: Verdict) -> Document:
+    """The report: a section for each part."""
+    sections = [Section(f"{_TITLES[part.name]}: {part.verdict}", _blocks(part)) for part in parts]
+    return Document("kvferry audit", subtitle, judged, sections)
+
+
+def _blocks(part: Part) -> list[Block]:
+    """The rows' figures, what there is to say of them, and what the part is blind to."""
+    told = [Paragraph(f"{row.name}: {row.why}.") for row in part.findings if row.why]
+    return [_table(part.findings), *told, *(Paragraph(note) for note in part.notes)]
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    columns = list(dict.fromkeys(name for one in findings for name in one.figures))
+    rows: list[list[Cell]] = [
+        [one.name, one.verdict, *(one.figures.get(column) for column in columns)]
+        for one in findings
+    ]
+    return Table(["", "verdict", *(name.replace("_", " ") for name in columns)], rows)

@@ -1,0 +1,102 @@
+"""``kvferry audit``: are tenants apart, and is nothing of theirs kept? Evidence, from outside."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from bench import environment
+from bench.audit import deployment as deployments
+from bench.audit import report
+from bench.audit.asking import Asker
+from bench.audit.deployment import Deployment
+from bench.audit.deterministic import part as deterministic
+from bench.audit.errors import CannotAudit
+from bench.audit.findings import Part
+from bench.client import Client
+from bench.commands import outcome
+from bench.result import CommandResult
+
+EXAMPLE = "kvferry audit --key kvf-… --key kvf-… --json out.json --html out.html"
+REQUEST_SECONDS = 120.0
+SHORT_EMPTYING_SECONDS = 60.0
+FULL_EMPTYING_SECONDS = 600.0
+
+PARTS = ("deterministic", "statistical", "volatile", "transport")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """See Command."""
+    parser.add_argument("--config", type=Path, required=True, help="the deployment's TOML file")
+    parser.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        help="a test tenant's API key; two tenants' at least, the first one's prompts are looked "
+        "for. Others on this host can see a command line: --keys-file is private",
+    )
+    parser.add_argument("--keys-file", type=Path, metavar="FILE", help="one API key for each line")
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument(
+        "--full", action="store_true", help="up to an hour, so that times can be called equal"
+    )
+    parser.add_argument(
+        "--restart-workers",
+        action="store_true",
+        help="kill this host's engines (kill -9); their supervisors start them anew",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the result, for a program")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the report as one page")
+
+
+def run(options: argparse.Namespace) -> int:
+    """0: all verdicts pass; 1: one does not. Raises CannotAudit."""
+    deployment = deployments.opened(options.config, _keys(options))
+    if options.restart_workers and not deployment.local:
+        raise CannotAudit("--restart-workers: not all of this cluster's workers run on this host")
+    for file in (options.json, options.html):
+        if file is not None:
+            outcome.require_folder(file.parent)
+    described = environment.describe()
+    parts = asyncio.run(_audited(deployment, options))
+    judged = report.verdict(parts, full=options.full)
+    result = CommandResult(
+        command="audit",
+        verdict=judged,
+        metrics=report.metrics(parts),
+        detail=report.detail(parts),
+        settings={
+            "only": options.only or "",
+            "full": options.full,
+            "restart_workers": options.restart_workers,
+            "tenants": [tenant.name for tenant in deployment.tenants],
+        },
+        environment=described,
+    )
+    subtitle = f"{deployment.config.model.name} at {deployment.base}, {described['date']}"
+    return outcome.print_document(
+        result, report.document(parts, subtitle, judged), options.html, options.json
+    )
+
+
+def _keys(options: argparse.Namespace) -> list[str]:
+    if options.keys_file is None:
+        return list(options.key)
+    try:
+        return [*options.key, *options.keys_file.read_text(encoding="utf-8").split()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotAudit(f"cannot read {options.keys_file}: {error}") from None
+
+
+async def _audited(deployment: Deployment, options: argparse.Namespace) -> list[Part]:
+    parts = []
+    async with Client(REQUEST_SECONDS) as client:
+        asker = Asker(client, deployment.config.model.name, deployment.operator)
+        if options.only in (None, "deterministic"):
+            budget = FULL_EMPTYING_SECONDS if options.full else SHORT_EMPTYING_SECONDS
+            scene = deterministic.scene_of(
+                deployment, client, asker, budget, restart=options.restart_workers
+            )
+            parts.append(await deterministic.audited(scene, outcome.say))
+    return parts
