@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.audit.errors import CannotAudit
@@ -57,6 +57,10 @@ class Worker:
             return Endpoint("http://worker", {}, Path(self.at.http.removeprefix("unix:")))
         return Endpoint(self.at.http)
 
+    def shown(self, token: str) -> Endpoint:
+        """Likewise, as asked by who knows the cluster's ``token``."""
+        return replace(self.endpoint, headers={TOKEN_HEADER: token})
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -79,8 +83,10 @@ class Deployment:
     @property
     def operator(self) -> Endpoint:
         """Where operators are let in, with their token."""
-        door = admin_socket(self.config, self.run_dir)
-        return Endpoint("http://operator", {TOKEN_HEADER: self.token}, door)
+        door, proxy = admin_socket(self.config, self.run_dir), self.config.proxy
+        if door.exists() or not proxy.admin_port:
+            return Endpoint("http://operator", {TOKEN_HEADER: self.token}, door)
+        return Endpoint(_http(proxy.admin_host, proxy.admin_port), {TOKEN_HEADER: self.token})
 
     @property
     def owner(self) -> TestTenant:
@@ -120,7 +126,11 @@ class Deployment:
 def base_url(config: ClusterConfig) -> str:
     """Where the proxy of ``config`` is reached from its own host."""
     host = "127.0.0.1" if config.proxy.host in _ANY else config.proxy.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.proxy.port}"
+    return _http(host, config.proxy.port)
+
+
+def _http(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def opened(file: Path, keys: Sequence[str]) -> Deployment:

@@ -14,6 +14,9 @@ from bench.audit.deployment import Deployment
 from bench.audit.deterministic import part as deterministic
 from bench.audit.errors import CannotAudit
 from bench.audit.findings import Part
+from bench.audit.restarting import Restarter
+from bench.audit.timing import part as timing
+from bench.audit.volatile import part as volatile
 from bench.client import Client
 from bench.commands import outcome
 from bench.result import CommandResult
@@ -41,6 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full", action="store_true", help="up to an hour, so that times can be called equal"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the trials' order (%(default)s)")
     parser.add_argument(
         "--restart-workers",
         action="store_true",
@@ -69,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         settings={
             "only": options.only or "",
             "full": options.full,
+            "seed": options.seed,
             "restart_workers": options.restart_workers,
             "tenants": [tenant.name for tenant in deployment.tenants],
         },
@@ -90,13 +95,23 @@ def _keys(options: argparse.Namespace) -> list[str]:
 
 
 async def _audited(deployment: Deployment, options: argparse.Namespace) -> list[Part]:
-    parts = []
+    """The parts that were asked for, one after the other: each wants the deployment to itself."""
+    full, parts = options.full, []
     async with Client(REQUEST_SECONDS) as client:
         asker = Asker(client, deployment.config.model.name, deployment.operator)
+        restarter = Restarter(deployment, client) if options.restart_workers else None
         if options.only in (None, "deterministic"):
-            budget = FULL_EMPTYING_SECONDS if options.full else SHORT_EMPTYING_SECONDS
-            scene = deterministic.scene_of(
-                deployment, client, asker, budget, restart=options.restart_workers
-            )
+            budget = FULL_EMPTYING_SECONDS if full else SHORT_EMPTYING_SECONDS
+            scene = deterministic.scene_of(deployment, client, asker, budget, restarter)
             parts.append(await deterministic.audited(scene, outcome.say))
+        if options.only in (None, "statistical"):
+            parts.append(
+                await timing.audited(deployment, asker, outcome.say, full=full, seed=options.seed)
+            )
+        if options.only in (None, "volatile"):
+            parts.append(
+                await volatile.audited(
+                    deployment, client, asker, outcome.say, full=full, restarter=restarter
+                )
+            )
     return parts

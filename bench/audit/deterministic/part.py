@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from bench.audit.asking import Asker
 from bench.audit.deployment import Deployment
 from bench.audit.deterministic import caches, scopes
-from bench.audit.deterministic.emptying import Restarter
 from bench.audit.deterministic.scene import Scene, Sizes
 from bench.audit.findings import Finding, Part
+from bench.audit.restarting import Restarter
 from bench.client import Client
 from bench.errors import RequestFailed
 
@@ -31,12 +31,15 @@ ROWS: dict[str, Callable[[Scene], Awaitable[Finding]]] = {
 
 
 def scene_of(
-    deployment: Deployment, client: Client, asker: Asker, budget: float, *, restart: bool
+    deployment: Deployment,
+    client: Client,
+    asker: Asker,
+    budget: float,
+    restarter: Restarter | None,
 ) -> Scene:
-    """Where the rows are made. ``restart``: engines may be killed."""
+    """Where the rows are made. See Scene."""
     config = deployment.config
     sizes = Sizes(config.model.block_size, config.dram.chunk_tokens)
-    restarter = Restarter(deployment, client) if restart else None
     return Scene(deployment, client, asker, sizes, budget, restarter)
 
 

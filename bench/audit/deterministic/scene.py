@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.audit.asking import COMPLETIONS, Answer, Asker, Known, answered
 from bench.audit.deployment import Deployment, TestTenant
-from bench.audit.deterministic.emptying import Restarter
+from bench.audit.restarting import Restarter
 from bench.client import Client
 
 Fields = Mapping[str, Any]
