@@ -22,21 +22,20 @@ from bench.cli import main as bench_main
 from deploy import (
     checks,
     doctor,
-    drain,
     dram,
-    explain,
     models,
-    operators,
+    operating,
     places,
     run_folder,
     supervisor,
 )
+from deploy.settings import loaded, resolved, tell
 from kvstore import adapters, cluster, keeper
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
 from kvstore.errors import ConfigError
 from kvstore.launch import is_hub_id
-from kvstore.machine import Machine, inspect
+from kvstore.machine import inspect
 from kvstore.messages import ROLES
 
 LOCAL_TENANT = "local"
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["bench"]:
         return bench_main(words[1:])
     if words[:1] == ["audit"]:
-        return _audit(words[1:])
+        return operating.audit(words[1:])
     options = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -106,25 +105,31 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "dram", _dram, "start this host's DRAM tier", needs_file=True)
     checked = _command(commands, "doctor", _doctor, "check that nothing is written or shown")
     checked.add_argument("--json", action="store_true", help="print it for programs")
-    asked = _command(commands, "explain", _explain, "ask the running proxy why it sends what where")
+    asked = _command(
+        commands, "explain", operating.explain, "ask the running proxy why it sends what where"
+    )
     asked.add_argument("--request", type=Path, required=True, help="a JSON file: a request's body")
     asked.add_argument("--tenant", default=LOCAL_TENANT, help="whose request (%(default)s)")
     asked.add_argument("--json", action="store_true", help="print the proxy's whole answer")
     one = _command(
-        commands, "drain", _drain, "send a worker nothing new, and await its end of work"
+        commands, "drain", operating.drain, "send a worker nothing new, and await its end of work"
     )
     one.add_argument("name", metavar="WORKER", help="for example prefill-1")
     one.add_argument("--undo", action="store_true", help="it may be sent requests again")
     one.add_argument(
         "--seconds", type=float, default=600.0, help="how long to wait for its end (%(default)g)"
     )
-    one = _command(commands, "flush", _flush, "make all that is cached for a tenant unreachable")
+    one = _command(
+        commands, "flush", operating.flush, "make all that is cached for a tenant unreachable"
+    )
     one.add_argument("tenant", help="its name in the cluster file")
-    _command(commands, "tenants", _tenants, "what is held of each tenant, and what runs")
-    _command(commands, "token", _token, "print the operator's token, for HTTP calls of your own")
+    _command(commands, "tenants", operating.tenants, "what is held of each tenant, and what runs")
+    _command(
+        commands, "token", operating.token, "print the operator's token, for HTTP calls of your own"
+    )
     keygen = commands.add_parser("keygen", help="make an API key for a tenant")
     keygen.add_argument("tenant", help="the tenant's name in the cluster file")
-    keygen.set_defaults(run=_keygen)
+    keygen.set_defaults(run=operating.keygen)
     # Listed here; their own parser reads the words after them.
     commands.add_parser("bench", help="measure this or any other server", add_help=False)
     commands.add_parser(
@@ -160,7 +165,7 @@ def _command(
 
 def _up(options: argparse.Namespace) -> int:
     machine = inspect()
-    config = _resolved(_with_flags(_loaded(options), options), machine)
+    config = resolved(_with_flags(loaded(options), options), machine)
     checks.require_local(config)
     warned = doctor.require(config, machine)
     with run_folder.owned(config) as folder:
@@ -235,7 +240,7 @@ def _adapters(config: ClusterConfig) -> str:
 
 def _worker(options: argparse.Namespace) -> int:
     machine = inspect()
-    config = _resolved(_loaded(options), machine)
+    config = resolved(loaded(options), machine)
     cluster.parse_worker_name(config, options.name)
     warned = doctor.require(config, machine)
     config = _with_model(config, tell)
@@ -244,7 +249,7 @@ def _worker(options: argparse.Namespace) -> int:
 
 def _proxy(options: argparse.Namespace) -> int:
     machine = inspect()
-    config = _resolved(_loaded(options), machine)
+    config = resolved(loaded(options), machine)
     if not config.tenants:
         raise ConfigError("no tenants in the configuration: make one with kvferry keygen NAME")
     warned = doctor.require(config, machine)
@@ -254,7 +259,7 @@ def _proxy(options: argparse.Namespace) -> int:
 
 def _dram(options: argparse.Namespace) -> int:
     machine = inspect()
-    config = _resolved(_loaded(options), machine)
+    config = resolved(loaded(options), machine)
     if not config.dram.enabled:
         raise ConfigError("dram.enabled is false in the configuration")
     warned = doctor.require(config, machine)
@@ -284,102 +289,12 @@ def _exec(argv: Sequence[str], env: dict[str, str], warned: str) -> int:
     os.execve(argv[0], list(argv), {**os.environ, **env})  # noqa: S606 - our own argument list
 
 
-def _keygen(options: argparse.Namespace) -> int:
-    key, digest = places.new_key()
-    try:
-        msgspec.convert(
-            {"name": options.tenant, "keys_sha256": [digest]}, type=cluster.Tenant, strict=True
-        )
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"tenant {options.tenant!r}: {error}") from None
-    print(f"API key, shown only here: {key}\n\nFor the cluster file:\n\n[[tenants]]")
-    print(f'name = "{options.tenant}"\nkeys_sha256 = ["{digest}"]')
-    return 0
-
-
 def _doctor(options: argparse.Namespace) -> int:
     machine = inspect()
-    return doctor.run(_resolved(_loaded(options), machine), machine, options.json)
-
-
-def _explain(options: argparse.Namespace) -> int:
-    config = _running(options)
-    token = load_or_create(Path(config.state_dir)).http_token()
-    request = explain.read(options.request)
-    told = explain.ask(operators.address(config), token, options.tenant, request)
-    print(json.dumps(told, indent=2) if options.json else explain.text(told))
-    return 0
-
-
-def _flush(options: argparse.Namespace) -> int:
-    print(operators.flush(_running(options), options.tenant))
-    return 0
-
-
-def _tenants(options: argparse.Namespace) -> int:
-    print(operators.tenants(_running(options)))
-    return 0
-
-
-def _token(options: argparse.Namespace) -> int:
-    print(load_or_create(Path(_running(options).state_dir)).http_token())
-    return 0
-
-
-def _audit(words: Sequence[str]) -> int:
-    """The audit is the benchmark's; of the deployment it is told what was chosen at its start."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", type=Path)
-    options, others = parser.parse_known_args(words)
-    if not {"-h", "--help"} & set(words):
-        try:
-            others += ["--config", str(_resolved_file(options))]
-        except ConfigError as error:
-            sys.stderr.write(f"kvferry: {error}\n")
-            return 2
-    return bench_main(["audit", *others])
-
-
-def _drain(options: argparse.Namespace) -> int:
-    config = _running(options)
-    credentials = load_or_create(Path(config.state_dir))
-    seconds = None if options.undo else options.seconds
-    return drain.run(config, credentials, options.name, seconds, tell)
+    return doctor.run(resolved(loaded(options), machine), machine, options.json)
 
 
 # -- what the commands share
-
-
-def tell(text: str) -> None:
-    """Progress and complaints go to standard error; standard output is for results."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
-
-
-def _loaded(options: argparse.Namespace) -> ClusterConfig:
-    return cluster.load(options.config) if options.config else ClusterConfig()
-
-
-def _running(options: argparse.Namespace) -> ClusterConfig:
-    """What runs here was started with: the file, or that of ``kvferry up``. Raises ConfigError."""
-    config = _resolved(_loaded(options), inspect())
-    if options.config:
-        return config
-    file = Path(config.run_dir) / run_folder.RESOLVED
-    if not file.exists():
-        raise ConfigError("kvferry up does not run here with its defaults: give --config")
-    return cluster.load(file)
-
-
-def _resolved_file(options: argparse.Namespace) -> Path:
-    """The configuration, nothing left open, of what runs on this host. Raises ConfigError."""
-    folder = Path(_resolved(_loaded(options), inspect()).run_dir)
-    for name in (RESOLVED, "proxy.toml"):
-        if (folder / name).exists():
-            return folder / name
-    raise ConfigError(
-        f"no kvferry up and no proxy runs with the run folder {folder}: start it, or give --config"
-    )
 
 
 def _with_flags(config: ClusterConfig, options: argparse.Namespace) -> ClusterConfig:
@@ -396,10 +311,6 @@ def _with_flags(config: ClusterConfig, options: argparse.Namespace) -> ClusterCo
         return msgspec.convert(changed, type=ClusterConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"command line: {error}") from None
-
-
-def _resolved(config: ClusterConfig, machine: Machine) -> ClusterConfig:
-    return places.resolve(config, machine, places.homes(os.environ, os.getuid()))
 
 
 def _with_model(config: ClusterConfig, say: Callable[[str], None]) -> ClusterConfig:

@@ -43,7 +43,7 @@ async def asked(s: Stage, model: str, key: str = "alice", **fields: Any) -> dict
 
 async def explained(s: Stage, model: str) -> dict[str, Any]:
     request = "chat", json.dumps(chat() | {"model": model}).encode()
-    return await asyncio.to_thread(explain.ask, s.url, TOKEN, "alice", request)
+    return await asyncio.to_thread(explain.ask, s.admin_url, TOKEN, "alice", request)
 
 
 def test_both_legs_ask_for_name_and_revision(tmp_path: Path) -> None:
