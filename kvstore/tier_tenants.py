@@ -198,7 +198,7 @@ class TierTenants(Generic[K]):
     def _giver(self, asker: str, more: int, stuck: set[str]) -> str:
         """Who gives next, of those who have something that can go; "": nobody."""
         most = self._shelves.borrower({asker, *stuck})
-        if asker in stuck:
+        if not asker or asker in stuck:
             return most or ""
         owed = self._shelves.borrowed(most) if most else 0
         return most if most and owed > self._shelves.borrowed(asker, more) else asker

@@ -14,7 +14,7 @@ import zmq
 from kvstore import tier_feed, tier_server
 from kvstore.engine_events import Cleared, Event, Removed, Stored
 from kvstore.errors import ConfigError, WireError
-from kvstore.messages import Enrol, Filed, Standing, Usage, Wiped
+from kvstore.messages import Enrol, Filed, Holding, Standing, Tenancy, Usage, Wiped
 from kvstore.tier_feed import COMPLAIN_SECONDS, TierFeed
 from kvstore.tier_follower import SILENCE_SECONDS
 from kvstore.tier_server import TierServer
@@ -36,17 +36,26 @@ def store(server: TierServer, *names: bytes, scope: str = SCOPE) -> None:
     server.stored(keys)
 
 
-class Nobody:
-    """A memory without tenants."""
+class Memory:
+    """Whose memory it is, as a test has it."""
+
+    def __init__(self) -> None:
+        self.standings: dict[str, Standing] = {}
+        self.held: list[Usage] = []
+        self.done: list[Wiped] = []
+        self.too_many = False
 
     def stand(self, standings: Iterable[Standing]) -> None:
-        return
+        if self.too_many:
+            raise WireError("more tenants than may be remembered")
+        self.standings.update({standing.tag: standing for standing in standings})
 
     def usage(self) -> list[Usage]:
-        return []
+        return self.held
 
     def wiped(self) -> list[Wiped]:
-        return []
+        done, self.done = self.done, []
+        return done
 
 
 @pytest.fixture
@@ -56,8 +65,13 @@ def uri(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def server(uri: str) -> Iterator[TierServer]:
-    server = TierServer(uri, Nobody())
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def server(uri: str, memory: Memory) -> Iterator[TierServer]:
+    server = TierServer(uri, memory)
     server.enrol(Enrol("w", SCOPE))
     yield server
     server.close()
@@ -71,10 +85,23 @@ class Follower:
         self.feed = TierFeed(self._context, uri, worker)
         self.known: set[bytes] = set()
         self.forgot = 0
+        self.usage: list[Usage] = []
+        self.wiped: list[Wiped] = []
 
     def hear(self) -> None:
         for event in self.feed.hear(time.monotonic()):
             self.take(event)
+        for told in self.feed.told():
+            if isinstance(told, Usage):
+                self.usage.append(told)
+            else:
+                self.wiped.append(told)
+
+    def tell(self, *standings: Standing) -> None:
+        deadline = time.monotonic() + 10
+        while not self.feed.tell(Tenancy("w", standings)):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
     def take(self, event: Event) -> None:
         match event:
@@ -130,7 +157,7 @@ def test_a_relay_follows_its_worker_into_another_scope(server: TierServer, relay
 
 def test_a_server_that_ends_and_begins_anew(uri: str, relay: Follower) -> None:
     for name in NAMES[:2]:
-        server = TierServer(uri, Nobody())
+        server = TierServer(uri, Memory())
         server.enrol(Enrol("w", SCOPE))
         store(server, name)
         relay.until(partial(set.__eq__, {name}))
@@ -146,7 +173,7 @@ def test_a_relay_that_reads_nothing_is_dropped_and_asks_anew(
     monkeypatch.setattr(tier_server, "_OPTIONS", SocketOptions(4096, send_queue=4))
     monkeypatch.setattr(tier_feed, "_OPTIONS", SocketOptions(receive_queue=1, heartbeats=False))
     caplog.set_level(logging.INFO)
-    server, relay = TierServer(uri, Nobody()), Follower(uri)
+    server, relay = TierServer(uri, Memory()), Follower(uri)
     server.enrol(Enrol("w", SCOPE))
     many = b"".join(number.to_bytes(16, "big") for number in range(10_000))
     try:
@@ -186,12 +213,12 @@ def test_what_does_not_fit_is_refused(server: TierServer, monkeypatch: pytest.Mo
 
 def test_its_folder_must_be_private_and_its_place_free(server: TierServer, uri: str) -> None:
     with pytest.raises(ConfigError, match="in use"):
-        TierServer(uri, Nobody())
+        TierServer(uri, Memory())
     with pytest.raises(ConfigError, match="is not zmq\\+ipc"):
-        TierServer("zmq+tcp://127.0.0.1:0", Nobody())
+        TierServer("zmq+tcp://127.0.0.1:0", Memory())
     Path(uri.removeprefix("zmq+ipc://")).parent.chmod(0o755)
     with pytest.raises(ConfigError, match="open to other users"):
-        TierServer(uri, Nobody())
+        TierServer(uri, Memory())
 
 
 def test_a_feed_that_never_comes_is_complained_of_once(
@@ -204,7 +231,7 @@ def test_a_feed_that_never_comes_is_complained_of_once(
         "no feed of the DRAM tier: proxies count it as empty"
     ]
     relay.feed._due = 0.0
-    server = TierServer(uri, Nobody())
+    server = TierServer(uri, Memory())
     server.enrol(Enrol("w", SCOPE))
     try:
         store(server, NAMES[0])
@@ -212,3 +239,86 @@ def test_a_feed_that_never_comes_is_complained_of_once(
     finally:
         server.close()
     assert caplog.records[-1].message.startswith("the DRAM tier's feed is back")
+
+
+TAGS = [f"{number:016x}" for number in range(5_000)]
+
+
+def until(holds: Callable[[], bool], *relays: Follower, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        for relay in relays:
+            relay.hear()
+        time.sleep(0.005)
+
+
+def test_what_holds_for_tenants_reaches_the_memory(
+    server: TierServer, relay: Follower, memory: Memory
+) -> None:
+    """All of them at once, as a relay tells them every second."""
+    standings = [Standing(tag, 1, 0.25, 0.5) for tag in TAGS]
+    for start in range(0, len(standings), 64):
+        relay.tell(*standings[start : start + 64])
+    until(lambda: list(memory.standings.values()) == standings, relay)
+
+
+def test_one_tenant_too_many_is_said_and_nothing_stops(
+    server: TierServer, relay: Follower, memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory.too_many = True
+    relay.tell(Standing(TAGS[0], 1))
+    until(lambda: "feed: more tenants than may be remembered" in caplog.messages, relay)
+    store(server, NAMES[0])
+    relay.until(lambda known: known == {NAMES[0]})
+
+
+def test_every_relay_is_told_every_second_what_is_held(
+    uri: str, server: TierServer, relay: Follower, memory: Memory
+) -> None:
+    server.enrol(Enrol("elsewhere", "model/2"))
+    other = Follower(uri, "elsewhere")
+    holdings = tuple(Holding(tag, (1 << 53) - 1, 1 << 53) for tag in TAGS[:1024])
+    memory.held = [Usage("dram", "dram", 1 << 53, part, 3, holdings) for part in range(3)]
+    try:
+        until(lambda: len(relay.usage) >= 6 and len(other.usage) >= 6, relay, other)
+    finally:
+        other.close()
+    assert relay.usage[:6] == other.usage[:6] == 2 * memory.held
+
+
+def test_a_flush_that_is_done_is_told_once_to_every_relay(
+    uri: str, server: TierServer, relay: Follower, memory: Memory
+) -> None:
+    server.enrol(Enrol("elsewhere", "model/2"))
+    other = Follower(uri, "elsewhere")
+    store(server, NAMES[0])
+    store(server, NAMES[1], scope="model/2")
+    relay.until(lambda known: known == {NAMES[0]})
+    other.until(lambda known: known == {NAMES[1]})
+    wiped = Wiped("dram", "dram", TAGS[0], 3, 1 << 30, 0.25)
+    memory.done.append(wiped)
+    until(lambda: bool(relay.wiped and other.wiped), relay, other)
+    for _ in range(3):  # every second
+        relay.tell(Standing(TAGS[0], 3), Standing(TAGS[1], 9))
+    other.close()
+    late = Follower(uri, "elsewhere")
+    try:
+        late.tell(Standing(TAGS[0], 2))
+        until(lambda: bool(late.wiped), relay, late)
+        relay.stays(1.2)
+    finally:
+        late.close()
+    assert relay.wiped == other.wiped == late.wiped == [wiped]
+
+
+def test_many_flushes_at_once_lose_no_relay(
+    server: TierServer, relay: Follower, memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store(server, NAMES[0])
+    relay.until(lambda known: known == {NAMES[0]})
+    memory.done = [Wiped("dram", "dram", tag, 1, 0, 0.0) for tag in TAGS]
+    until(lambda: len(relay.wiped) == len(TAGS), relay, seconds=30)
+    assert {wiped.tag for wiped in relay.wiped} == set(TAGS)
+    assert not any("dropped" in message for message in caplog.messages)

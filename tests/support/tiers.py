@@ -147,12 +147,13 @@ def over_lmcache(
     groups: tuple[KVGroup, ...] = ONE_GROUP,
     worker: str = "prefill-0",
     rank: tuple[int, int] = (0, 1),
+    heads: int = 3,
 ) -> Both:
-    """``rank``: which one of how many."""
+    """``rank``: which one of how many. ``heads`` make blocks large or small."""
     naming = Naming(namespace or f"test-{uuid.uuid4().hex}", ranks=rank[1])
     scope = Scope(naming.namespace, b"layout", *rank)
     shape = TierShape(groups, BLOCK_SIZE, dram.chunk_tokens)
     copy = LMCacheCopy(dram, worker, naming, scope, shape)
-    caches = kv_memory(blocks)
+    caches = kv_memory(blocks, heads=heads)
     copy.attach(caches)
     return Both(LMCacheLookup(dram, naming, shape), copy, caches, locks, shape)

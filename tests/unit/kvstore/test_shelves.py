@@ -55,17 +55,25 @@ class ShelvesMachine(RuleBasedStateMachine):
             assert self.shelves.excess(tag) == max(0, self.kept(tag) - int(limit * CAPACITY))
             mine = [key for key, (whose, _) in self.things.items() if whose == tag]
             assert list(self.shelves.of(tag)) == mine
+            assert self.shelves.kept_of(tag) == self.kept(tag)
+            assert self.shelves.limit(tag) == int(limit * CAPACITY)
+        for key, (_, size) in self.things.items():
+            assert self.shelves.size(key) == size
 
     @invariant()
     def who_borrowed_most_gives(self) -> None:
-        borrowed = {
-            tag: self.kept(tag) - int(self.shares.get(tag, (0.0, 1.0))[0] * CAPACITY)
-            for tag in ("a", "b", "c")
-        }
-        found = self.shelves.borrower()
-        most = max(borrowed.values())
-        assert (found is None) == (most <= 0)
-        assert found is None or borrowed[found] == most
+        borrowed = {tag: self.borrowed(tag) for tag in ("a", "b", "c")}
+        for but in ((), ("a",), ("a", "c"), ("a", "b", "c")):
+            found = self.shelves.borrower(but)
+            most = max((borrowed[tag] for tag in borrowed if tag not in but), default=0)
+            assert (found is None) == (most <= 0)
+            assert found is None or (found not in but and borrowed[found] == most)
+        for tag, now in borrowed.items():
+            assert self.shelves.borrowed(tag) == max(0, now)
+            assert self.shelves.borrowed(tag, 7) == max(0, now + 7)
+
+    def borrowed(self, tag: str) -> int:
+        return self.kept(tag) - int(self.shares.get(tag, (0.0, 1.0))[0] * CAPACITY)
 
 
 TestShelves = ShelvesMachine.TestCase
