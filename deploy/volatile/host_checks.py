@@ -81,7 +81,7 @@ def tracing(host: Host, profile: Profile) -> Finding:
         return ok(name, f"restricted (ptrace_scope {host.ptrace_scope})")
     found = "any program of this user may read the proxy's memory"
     if host.ptrace_scope is None:
-        return flaw(name, profile, "host", found, "a kernel with Yama")
+        return flaw(name, profile, "host", found, "boot a kernel with Yama (CONFIG_SECURITY_YAMA)")
     return flaw(name, profile, "host", found, "sysctl -w kernel.yama.ptrace_scope=1")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import socket
 from pathlib import Path
 
 import pytest
 
-from deploy import checks, cli, run_folder
-from kvstore import cluster
+from deploy import checks, cli, doctor, run_folder
+from kvstore import cluster, keeper
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +153,33 @@ def test_a_proxy_without_tenants_says_how_to_make_one(
     file = tmp_path / "c.toml"
     file.write_text("")
     assert "keygen" in refused(capsys, "proxy", "--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("part", "warned"),
+    [(p, w) for p in ("proxy", "dram") for w in ("", "2 warnings: kvferry doctor")],
+)
+def test_a_part_starts_without_cores_and_with_warnings_in_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    warned: str,
+) -> None:
+    file = tmp_path / "c.toml"
+    key = "0" * 64
+    file.write_text(
+        f'run_dir = "{tmp_path}"\n[dram]\nport = 0\nhttp_port = 0\ngib = 0.001\n'
+        f'[[tenants]]\nname = "a"\nkeys_sha256 = ["{key}"]\n'
+    )
+    tmp_path.chmod(0o700)
+    done: list[str] = []
+    monkeypatch.setattr(doctor, "require", lambda *_: warned)
+    monkeypatch.setattr(keeper, "forbid_core_dumps", lambda: done.append("no cores"))
+    monkeypatch.setattr(os, "execve", lambda *_: done.append("started"))
+    cli.main([part, "--config", str(file)])
+    assert done == ["no cores", "started"]
+    assert capsys.readouterr().err == (f"{warned}\n" if warned else "")
 
 
 def test_a_second_dram_tier_leaves_the_first_its_memory(
