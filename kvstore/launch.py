@@ -25,7 +25,7 @@ SETTINGS_KEY = "kvferry"
 """As in ``kvstore.engine_facts``, which imports torch; a test keeps the two equal."""
 
 MOST_ADAPTERS_AT_ONCE = 8
-"""In one step of an engine; what asks for another one waits for the next."""
+"""In one step of an engine on a GPU; what asks for another one waits for the next."""
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM makes room for."""
@@ -85,14 +85,19 @@ def engine_command(
     return Command((sys.executable, "-m", SERVER, *flags), _env(config, settings, machine, verbose))
 
 
-def with_adapters(command: Command, adapters: Sequence[ReadAdapter]) -> Command:
+def with_adapters(command: Command, adapters: Sequence[ReadAdapter], machine: Machine) -> Command:
     """``command``, of an engine that also serves ``adapters``, each under its ``served.model``."""
     if not adapters:
         return command
-    # All of them stay in host memory: one that was dropped would be read anew, whatever it is then.
+    number = len(adapters)
     rank = min(known for known in _LORA_RANKS if all(one.rank <= known for one in adapters))
-    flags = ["--enable-lora", "--max-lora-rank", str(rank), "--max-cpu-loras", str(len(adapters))]
-    flags += ["--max-loras", str(min(len(adapters), MOST_ADAPTERS_AT_ONCE)), "--lora-modules"]
+    # On CPU what is for the base alone is computed with the last place's adapter, if any of the
+    # batch has one (vLLM's pull request 48421): that place stays empty, so no other may be scarce.
+    at_once = number + 1 if machine.device == "cpu" else min(number, MOST_ADAPTERS_AT_ONCE)
+    # All of them stay in host memory: one that was dropped would be read anew, whatever it is then.
+    kept = max(number, at_once)
+    flags = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(at_once)]
+    flags += ["--max-cpu-loras", str(kept), "--lora-modules"]
     modules = ({"name": one.served.model, "path": one.served.path} for one in adapters)
     return Command((*command.argv, *flags, *map(json.dumps, modules)), command.env)
 

@@ -185,9 +185,8 @@ class Worker:
         self._adapters = await asyncio.to_thread(adapters.read, job.config)
         if self._adapters:
             self._relay.describe(self._announce())
-        command = with_adapters(
-            job.engine(job.config, settings, job.machine, job.verbose), self._adapters
-        )
+        command = job.engine(job.config, settings, job.machine, job.verbose)
+        command = with_adapters(command, self._adapters, job.machine)
         # Set, it would change the names vLLM gives to blocks, and no proxy would find one again.
         inherited = {name: v for name, v in os.environ.items() if name != "PYTHONHASHSEED"}
         child = await Child.start(

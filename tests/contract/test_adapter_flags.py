@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from vllm import envs
 from vllm.config.lora import LoRAConfig, MaxLoRARanks
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.lora.ops.torch_ops import bgmv_expand, bgmv_shrink
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -17,6 +19,7 @@ from kvstore import adapters, launch
 from kvstore.adapters import CONFIG, FILES, MOST_RANK, WEIGHTS, ReadAdapter
 from kvstore.cluster import Adapter, ClusterConfig
 from kvstore.launch import Command
+from kvstore.machine import Machine
 from kvstore.messages import ServedAdapter
 from tests.support.lora_adapters import config
 
@@ -31,7 +34,7 @@ def test_vllm_understands_the_flags() -> None:
         ReadAdapter(ServedAdapter(name, "0" * 16, f"/with = and, {name}"), 4, ())
         for name in ("poet", "clerk")
     ]
-    command = launch.with_adapters(Command((), {}), known)
+    command = launch.with_adapters(Command((), {}), known, Machine("cuda", (0,), ("0",)))
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(list(command.argv))
     assert args.enable_lora
     assert (args.max_loras, args.max_cpu_loras, args.max_lora_rank) == (2, 2, 8)
@@ -63,3 +66,16 @@ def test_the_rank_that_is_read_is_enough_for_vllm_and_no_more(
     helper.validate_legal(LoRAConfig(max_lora_rank=found.rank))
     with pytest.raises(ValueError, match="greater than max_lora_rank"):
         helper.validate_legal(LoRAConfig(max_lora_rank=8))
+
+
+def test_on_cpu_a_token_of_the_base_is_given_to_the_last_place() -> None:
+    """So that place is left empty. When this fails, vLLM does better, and the place can go."""
+    base, first = -1, 0
+    tokens = torch.tensor([first, base])
+    for last in (0.0, 1.0):
+        places = torch.stack([torch.ones(1, 4, 8), torch.full((1, 4, 8), last)])
+        shrunk, grown = torch.zeros(2, 4), torch.zeros(2, 8)
+        bgmv_shrink(torch.ones(2, 8), places, shrunk, tokens)
+        bgmv_expand(shrunk, places.transpose(2, 3), grown, tokens)
+        assert bool(grown[0].all())
+        assert bool(grown[1].any()) == bool(last)

@@ -98,6 +98,21 @@ def test_each_answers_as_one_engine_with_that_adapter(
     assert len(set(texts)) == 3
 
 
+@pytest.mark.parametrize("other", ["poet", "clerk"])
+def test_the_base_is_not_changed_by_who_shares_its_steps(
+    cluster: LiveCluster, prompt: Prompts, other: str
+) -> None:
+    tokens = prompt(100)
+    fields = {"max_tokens": 16, "ignore_eos": True}
+    alone = cluster.alone(tokens, f"alone-beside-{other}", **fields)
+    body = {"model": other, "prompt": prompt(40), "max_tokens": 1500, "ignore_eos": True}
+    with cluster.opened("green", body):
+        until(lambda: cluster.metric("decode-0", "vllm:num_requests_running"), 10, "it runs")
+        assert cluster.stream("red", tokens, **fields).text == alone
+        assert cluster.metric("decode-0", "vllm:num_requests_running") == 1
+    until(lambda: not cluster.metric("decode-0", "vllm:num_requests_running"), 10, "it ended")
+
+
 def test_chats_are_told_and_rendered_as_the_engine_does(cluster: LiveCluster) -> None:
     """Whole and streamed, and all three of them at once."""
     messages = [{"role": "user", "content": "Tell me about the sea. " * 12}]

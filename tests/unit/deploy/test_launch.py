@@ -250,9 +250,10 @@ def adapter(name: str, rank: int) -> ReadAdapter:
 def test_adapters_are_served_under_name_and_revision_and_never_read_again() -> None:
     config = ClusterConfig()
     plain = prefill.engine.command(config, settings(config, "prefill"), CPU, False)
-    assert launch.with_adapters(plain, []) == plain
+    gpu = Machine("cuda", (0, 1), ("0",))
+    assert launch.with_adapters(plain, [], gpu) == plain
     many = [adapter(f"a{number}", 9 + number) for number in range(12)]
-    command = launch.with_adapters(plain, many)
+    command = launch.with_adapters(plain, many, gpu)
     assert command.argv[: len(plain.argv)] == plain.argv
     assert flag(command.argv, "--max-lora-rank") == "32"
     assert flag(command.argv, "--max-cpu-loras") == "12"  # all of them stay
@@ -260,4 +261,12 @@ def test_adapters_are_served_under_name_and_revision_and_never_read_again() -> N
     modules = [json.loads(word) for word in command.argv[-12:]]
     assert modules[3] == {"name": f"a3@{'0' * 16}", "path": "/a=b,c/a3"}
     assert command.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
-    assert flag(launch.with_adapters(plain, many[:1]).argv, "--max-loras") == "1"
+    assert flag(launch.with_adapters(plain, many[:1], gpu).argv, "--max-loras") == "1"
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_on_cpu_no_adapter_has_the_last_place(number: int) -> None:
+    """``tests/contract/test_adapter_flags.py`` has the reason."""
+    plain = launch.Command((), {})
+    argv = launch.with_adapters(plain, [adapter("a", 8)] * number, CPU).argv
+    assert flag(argv, "--max-loras") == flag(argv, "--max-cpu-loras") == str(number + 1)
