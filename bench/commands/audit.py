@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 from pathlib import Path
 
 from bench import environment
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
         if file is not None:
             outcome.require_folder(file.parent)
     described = environment.describe()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was planted is taken away
     parts = asyncio.run(_audited(deployment, options))
     judged = report.verdict(parts, full=options.full)
     result = CommandResult(

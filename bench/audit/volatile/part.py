@@ -61,22 +61,27 @@ async def audited(
         wanted += canary.token_forms(sent.tokens)
     say(f"canary sent by {len(sent.statuses)} paths; searching")
     until = time.monotonic() + (FULL_SECONDS if full else SHORT_SECONDS)
-    return await asyncio.to_thread(_searched, deployment, first, wanted, began, until)
-
-
-def _searched(
-    deployment: Deployment,
-    first: Sequence[Finding],
-    wanted: Sequence[Form],
-    began: float,
-    until: float,
-) -> Part:
-    known, running = mounts(_MOUNTS.read_text(encoding="utf-8")), processes.of(deployment)
     control = canary.control_forms()
+    searcher = Searcher(wanted, control, MOST_BYTES, until)
+    try:
+        sweep = await asyncio.to_thread(_swept, deployment, searcher, wanted, control, began)
+    finally:
+        searcher.stop()
+    return _part(first, sweep)
+
+
+def _swept(
+    deployment: Deployment,
+    searcher: Searcher,
+    wanted: Sequence[Form],
+    control: Sequence[Form],
+    began: float,
+) -> Sweep:
+    known, running = mounts(_MOUNTS.read_text(encoding="utf-8")), processes.of(deployment)
     folders = [*writable(known), SHARED_MEMORY, *_ALSO, deployment.config.run_dir]
     with planted([folder for folder in folders if Path(folder).is_dir()], control) as files:
         sweep = Sweep(
-            searcher=Searcher(wanted, control, MOST_BYTES, until),
+            searcher=searcher,
             mounts=known,
             walk=Walk([mount.path for mount in known], began),
             live=frozenset(processes.mapped(running)),
@@ -85,8 +90,12 @@ def _searched(
             wanted=wanted,
         )
         sweep.run(running)
+    return sweep
+
+
+def _part(first: Sequence[Finding], sweep: Sweep) -> Part:
     findings = [*first, *sweep.findings]
-    if not files:
+    if not sweep.planted:
         why = "nothing could be planted, so nothing shows that the search finds anything"
         findings.append(Finding(name="control", verdict="invalid", why=why))
     return Part(
@@ -95,12 +104,9 @@ def _searched(
         metrics={
             "canary_found": float(sweep.found),
             "control_found": float(sweep.controls_found),
-            "control_planted": float(len(files)),
+            "control_planted": float(len(sweep.planted)),
         },
-        notes=[
-            _BLIND,
-            f"Of {sweep.walk.looked_at:,} files those were read that had changed.",
-        ],
+        notes=[_BLIND, f"Of {sweep.walk.looked_at:,} files those were read that had changed."],
     )
 
 

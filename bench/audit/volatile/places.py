@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 _NO_FILES = frozenset(
     {
-        *("proc", "sysfs", "cgroup", "cgroup2", "devpts", "devtmpfs", "mqueue", "debugfs"),
+        *("proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "debugfs"),
         *("tracefs", "securityfs", "bpf", "pstore", "configfs", "fusectl", "autofs", "nsfs"),
         *("binfmt_misc", "rpc_pipefs", "selinuxfs", "efivarfs"),
     }
@@ -24,15 +24,20 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is, by defi
 
 
 class Mount(NamedTuple):
-    """A file system that is mounted at ``path``."""
+    """A file system that is mounted at ``path``; ``writable``: as far as the mount goes."""
 
     path: str
     kind: str
     writable: bool
 
+    @property
+    def searched(self) -> bool:
+        """A prompt could have been written there."""
+        return self.writable and self.kind not in _NO_FILES
+
 
 def mounts(text: str) -> list[Mount]:
-    """Those in ``text``, in the form of /proc/mounts, that hold files. Pure.
+    """All in ``text``, in the form of /proc/mounts. Pure.
 
     Of several at one place only the last can be seen.
     """
@@ -41,8 +46,7 @@ def mounts(text: str) -> list[Mount]:
         _source, path, kind, options, *_ = line.split(" ")
         path = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), path)
         found.pop(path, None)
-        if kind not in _NO_FILES:
-            found[path] = Mount(path, kind, "rw" in options.split(","))
+        found[path] = Mount(path, kind, "rw" in options.split(","))
     return list(found.values())
 
 

@@ -56,6 +56,10 @@ class Searcher:
         self._until = until
         self._clock = clock
 
+    def stop(self) -> None:
+        """Nothing more is searched; for any thread."""
+        self._left = 0
+
     @property
     def spent(self) -> bool:
         """No more is searched."""

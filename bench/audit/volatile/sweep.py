@@ -47,7 +47,7 @@ class Sweep:
             if folder not in {mount.path for mount in self.mounts} | {SHARED_MEMORY}:
                 self._folder(folder)
         for mount in self.mounts:
-            if mount.writable and mount.path != SHARED_MEMORY:
+            if mount.searched and mount.path != SHARED_MEMORY:
                 self._mount(mount)
         self._swap()
 
@@ -169,4 +169,4 @@ def _control(result: Searched, forms: Sequence[Form]) -> str:
 
 def writable(mounts: Iterable[Mount]) -> list[str]:
     """Folders at which something can be planted."""
-    return [mount.path for mount in mounts if mount.writable and Path(mount.path).is_dir()]
+    return [mount.path for mount in mounts if mount.searched and Path(mount.path).is_dir()]

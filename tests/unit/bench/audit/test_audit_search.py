@@ -139,7 +139,11 @@ cgroup2 /sys/fs/cgroup cgroup2 rw 0 0
 
 
 def test_mounts_that_hold_files() -> None:
-    assert places.mounts(MOUNTS) == [
+    found = places.mounts(MOUNTS)
+    assert [mount.path for mount in found] == [
+        *("/proc", "/", "/dev/shm", "/a b", "/mnt/x", "/sys/fs/cgroup")
+    ]
+    assert [mount for mount in found if mount.searched] == [
         Mount("/", "overlay", writable=True),
         Mount("/dev/shm", "tmpfs", writable=True),
         Mount("/a b", "tmpfs", writable=True),
