@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
-import json
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ from deploy import (
     supervisor,
 )
 from deploy.settings import loaded, resolved, tell
+from deploy.welcome import welcome
 from kvstore import adapters, cluster, keeper
 from kvstore.cluster import ClusterConfig
 from kvstore.credentials import load_or_create
@@ -207,32 +207,8 @@ async def _supervise(config: ClusterConfig, parts: list[supervisor.Part], key: s
         f"starting {config.model.name}: prefill workers: {config.prefill.count}, "
         f"decode workers: {config.decode.count} (takes up to a minute)"
     )
-    await running.run(stop, lambda: _print_welcome(config, key))
+    await running.run(stop, lambda: print(welcome(config, key), flush=True))
     return 130 if killed else 0
-
-
-def _print_welcome(config: ClusterConfig, key: str) -> None:
-    base = supervisor.base_url(config)
-    question = {
-        "model": config.model.name,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "temperature": 0,
-        "max_tokens": 32,
-    }
-    shown = key or "YOUR-KEY"
-    print(
-        f"\nkvferry is ready.\n\n  base URL  {base}/v1\n  API key   {key or 'as in the file'}\n"
-        f"  model     {config.model.name}\n{_adapters(config)}\n"
-        f"  curl {base}/v1/chat/completions \\\n    -H 'Authorization: Bearer {shown}' \\\n"
-        f"    -H 'Content-Type: application/json' \\\n    -d '{json.dumps(question)}'\n\n"
-        "Ctrl-C stops everything.",
-        flush=True,
-    )
-
-
-def _adapters(config: ClusterConfig) -> str:
-    names = ", ".join(adapter.name for adapter in config.adapters)
-    return f"  adapters  {names}\n" if names else ""
 
 
 # -- one part

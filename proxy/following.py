@@ -1,5 +1,5 @@
-"""The cluster file while the proxy runs: workers and tenants may come and go in it, nothing else
-may change.
+"""The cluster file while the proxy runs: workers, tenants and adapters may come and go in it, and
+nothing else may change. Which adapters are served workers tell.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvstore.messages import ROLES, Role
 
 LOOK_SECONDS = 1.0
 
-_MAY_CHANGE = (*ROLES, "tenants")
+_MAY_CHANGE = (*ROLES, "tenants", "adapters")
 
 _Stamp = tuple[int, int, int] | None
 
@@ -45,15 +45,16 @@ def feeds(config: ClusterConfig, run_dir: Path) -> dict[str, Role]:
 
 
 def changed(config: ClusterConfig, before: ClusterConfig, now: ClusterConfig) -> ClusterConfig:
-    """``config``, which ``before`` was the file of, with what the file says ``now`` of workers and
-    tenants.
+    """``config``, which ``before`` was the file of, with what the file says ``now`` of workers,
+    tenants and adapters.
 
     Of what the file says the same as before ``config`` stays as it is. Raises ConfigError where
     anything else differs: that takes a restart.
     """
     for section in ClusterConfig.__struct_fields__:
         if section not in _MAY_CHANGE and getattr(now, section) != getattr(before, section):
-            raise ConfigError(f"{section} differs: while a proxy runs only workers and tenants may")
+            may = "workers, tenants and adapters"
+            raise ConfigError(f"{section} differs: while a proxy runs only {may} may")
     for role in ROLES:
         if now.workers(role).ranks != before.workers(role).ranks:
             raise ConfigError(f"{role}.ranks differs: all workers of a role have as many")

@@ -129,19 +129,19 @@ def test_a_revision_is_served_by_its_own_workers_only(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with stage(tmp_path, prefill=2, decode=3) as s:
-            serve([s.prefill[0], *s.decode[:2]], OLD)
-            serve([s.prefill[1], s.decode[2]], NEW)
+            serve([s.prefill[1], *s.decode[:2]], OLD)
+            serve([s.prefill[0], s.decode[2]], NEW)
             for _ in range(4):
                 assert (await asked(s, "poet"))["model"] == OLD.model
                 assert (await asked(s, NEW.model))["model"] == NEW.model
-            assert {leg.body["model"] for leg in s.prefill[0].generated} == {OLD.model}
-            assert {leg.body["model"] for leg in s.prefill[1].generated} == {NEW.model}
+            assert {leg.body["model"] for leg in s.prefill[1].generated} == {OLD.model}
+            assert {leg.body["model"] for leg in s.prefill[0].generated} == {NEW.model}
             assert {leg.body["model"] for leg in s.decode[2].generated} == {NEW.model}
             assert len(s.decode[2].generated) == 4
             serve([s.decode[1]], NEW)
             assert (await asked(s, "poet"))["model"] == NEW.model
             # Nobody ships what the only prefill worker of another revision would compute.
-            serve([s.prefill[1]], OLD)
+            serve([s.prefill[0]], OLD)
             told = await asked(s, "poet")
             assert (told["model"], told["path"]) == (NEW.model, "decode-only")
             assert (await explained(s, "poet"))["reason"] == "no-prefill-worker"

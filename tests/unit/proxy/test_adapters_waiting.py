@@ -118,7 +118,8 @@ def test_who_waits_for_a_worker_that_left_is_told(left: ServedAdapter | None) ->
         assert len(turns) == 2
         serving(known, "a", left)
         turns.look()
-        assert await asyncio.gather(*waits) == [None, None]
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*waits) == [None, None]
         assert not len(turns)
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""The cluster file may change while a proxy runs: its workers and tenants, and nothing else."""
+"""The cluster file may change while a proxy runs: workers, tenants, adapters, and nothing else."""
 
 from __future__ import annotations
 
@@ -75,6 +75,15 @@ def test_a_worker_more_and_one_less_are_followed(world: World) -> None:
         ["decode-0.feed", "prefill-0.feed", "prefill-1.feed", "prefill-2.feed"],
         ["decode-0.feed", "prefill-0.feed"],
     ]
+
+
+def test_adapters_may_differ(world: World) -> None:
+    """Which ones are served workers tell: nothing else of the file is held up by them."""
+    more = BEFORE.replace("2", "3")
+    world.write(f'{more}[[adapters]]\nname = "poet"\npath = "/poet"\n')
+    world.look()
+    world.look()
+    assert len(world.feed.followed[0]) == 4
 
 
 def test_tenants_come_and_go(world: World) -> None:
