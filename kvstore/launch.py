@@ -44,6 +44,18 @@ QUIET: Mapping[str, str] = {
 }
 """Dependencies tell nobody about us, and the log only what matters."""
 
+NOWHERE = "nothing-is-fetched.invalid"
+"""The only host that an engine may fetch media from: a name that no host can have (RFC 2606)."""
+
+CLOSED: Mapping[str, str] = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    "VLLM_MEDIA_CACHE": "",
+    "VLLM_MEDIA_CONNECTOR": "http",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    "VLLM_SERVER_DEV_MODE": "0",
+}
+"""Whatever the environment says, a request makes an engine load, fetch, run or write nothing."""
+
 
 @dataclass(frozen=True)
 class Connector:
@@ -139,7 +151,7 @@ def _cache_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, 
 def _http_flags(settings: WorkerSettings, gate: str) -> tuple[str, ...]:
     flags = ["--enable-prompt-tokens-details", "--enable-scale-out", "--middleware", gate]
     flags += ["--disable-uvicorn-access-log", "--no-enable-log-requests", "--disable-fastapi-docs"]
-    flags += ["--uvicorn-log-level", "warning"]
+    flags += ["--uvicorn-log-level", "warning", "--allowed-media-domains", NOWHERE]
     http = settings.addresses.http
     if http.startswith("unix:"):
         return (*flags, "--uds", http.removeprefix("unix:"))
@@ -163,6 +175,7 @@ def _env(
 ) -> dict[str, str]:
     env = {
         **QUIET,
+        **CLOSED,
         "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",
         "VLLM_LOGGING_LEVEL": "INFO" if verbose else "WARNING",
     }

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from kvstore.handoff import DecodeTicket, LocalTicket, PrefillTicket, to_params
+from proxy import parts
 from proxy.requests import ClientRequest
 
 PREFILL_PATH = "/v1/completions"
@@ -55,6 +56,8 @@ def decode_body(
         if not request.wants_usage:
             options.pop("continuous_usage_stats", None)
         body["stream_options"] = {**options, "include_usage": True}
+    if request.media:
+        body["messages"] = parts.named(body["messages"], salt)
     params = to_params(ticket) if ticket else {}
     if prompt is not None and request.route == "completions":
         body["prompt"] = prompt

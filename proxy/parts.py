@@ -7,7 +7,11 @@ whatever it is wrapped in: where a part has a URL, the URL holds the data itself
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
+
+import msgspec
 
 from kvstore.errors import ApiError
 
@@ -30,7 +34,6 @@ DROPPED_KEYS = frozenset({"cache_control", "uuid"})
 """A cache's key and, of other APIs, its lifetime. Other keys that are not kept go as well."""
 
 _MEDIA_KEYS = frozenset({"input_audio", *URLS})
-_DATA = "data:"
 
 
 def check(messages: object) -> bool:
@@ -57,6 +60,26 @@ def check(messages: object) -> bool:
         elif content is not None and not isinstance(content, str):
             raise _bad(f"{param}.content must be text or an array of parts.", f"{param}.content")
     return media
+
+
+def named(messages: Sequence[dict[str, Any]], salt: str) -> list[dict[str, Any]]:
+    """``messages``, every medium in them with a name that it has under ``salt`` alone.
+
+    vLLM keeps what it made of media by name, or by content, whoever sent them: how fast one is
+    answered would tell whether another tenant has sent the same.
+    """
+    return [
+        {**message, "content": [_named(part, salt) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def _named(part: Any, salt: str) -> Any:  # noqa: ANN401 (a part is text or an object)
+    if not isinstance(part, dict) or part.get("type") in TEXT_KINDS or _is_text(part):
+        return part
+    return {**part, "uuid": sha256(salt.encode() + msgspec.json.encode(part)).hexdigest()}
 
 
 def _check_role(role: object, param: str) -> None:
@@ -97,11 +120,19 @@ def _checked(part: dict[str, Any], param: str) -> dict[str, Any]:
     return kept
 
 
+def is_data(url: str) -> bool:
+    """Whether ``url`` holds its data, in the one form that vLLM reads."""
+    head, comma, _ = url.partition(",")
+    return bool(comma) and head[:5].lower() == "data:" and head.endswith(";base64")
+
+
 def _check_url(given: object, param: str) -> None:
     url = given.get("url") if isinstance(given, dict) else given
-    # As vLLM tells data from what it fetches.
-    if not isinstance(url, str) or url[: len(_DATA)].lower() != _DATA:
-        raise _bad(f"{param} must be a data: URL. Nothing is fetched from elsewhere.", param)
+    if not isinstance(url, str) or not is_data(url):
+        raise _bad(
+            f"{param} must be a URL that holds the data ('data:…;base64,…'). Nothing is fetched.",
+            param,
+        )
 
 
 def _is_text(part: dict[str, Any]) -> bool:

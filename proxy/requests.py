@@ -51,7 +51,8 @@ class ClientRequest:
     ``alone`` says why the decode worker has to serve it by itself, None if it need not.
     ``wants_usage``: a streaming client asked for the usage chunk. ``hint``: requests with the same
     one are likely to have much in common. ``sub_scope``: only requests of its tenant with the same
-    one share KV with it. ``kept``: something of it may be kept when it is over.
+    one share KV with it. ``kept``: something of it may be kept when it is over. ``media``: its
+    messages hold more than text.
     """
 
     route: Route
@@ -63,6 +64,7 @@ class ClientRequest:
     hint: str | None = None
     sub_scope: str = ""
     kept: bool = True
+    media: bool = False
 
 
 def parse(route: Route, raw: bytes, asides: Asides = NOTHING_ASIDE) -> ClientRequest:
@@ -85,6 +87,7 @@ def parse(route: Route, raw: bytes, asides: Asides = NOTHING_ASIDE) -> ClientReq
         hint=_hint(told.get("prompt_cache_key"), asides.affinity),
         sub_scope=_sub_scope(told.get("prompt_cache_isolation_key"), asides.isolation),
         kept=not (_flag(told, "no_store", "no_store") or _no_store(asides.cache_control)),
+        media=media,
     )
 
 

@@ -86,6 +86,7 @@ class Worker:
     report: dict[str, Any] | None = None
     refusal: tuple[int, dict[str, Any]] | None = None
     render_refusal: tuple[int, dict[str, Any]] | None = None
+    judge: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]] | None] | None = None
     texts: list[str] = field(default_factory=lambda: list(TEXTS))
     error_after: int | None = None
     drop_before: bool = False
@@ -140,6 +141,9 @@ class Worker:
         if request.path == TEXT_RULES_PATH:
             told = self.text_rules
             return web.Response(body=told or b"{}", status=200 if told else 404)
+        judged = self.judge(request.path, body) if self.judge else None
+        if judged is not None:
+            return web.json_response(judged[1], status=judged[0])
         if request.path.endswith("/render"):
             if self.hold_render is not None:
                 await self.hold_render.wait()

@@ -135,3 +135,20 @@ def test_texts_are_not_found_across_sub_scopes(tmp_path: Path) -> None:
             assert len({key[0] for book in remembered._tenants.values() for key in book}) == 2
 
     run(scenario)
+
+
+def test_a_flush_takes_what_the_proxy_remembers_of_that_tenant(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with learnt(tmp_path) as s:
+            body = completion(prompt=LONG * 4)
+            for key in ("alice", "bob"):
+                async with s.post(body, "completions", key) as reply:
+                    await reply.read()
+            chains, remembered = s.pipeline._planner._chains, s.pipeline._renderer._remembered
+            before = len(chains), remembered.size
+            s.tenants.flush("alice")
+            assert (len(chains), remembered.size) == (before[0] // 2, before[1] // 2) > (0, 0)
+            assert {key[0].partition("-")[0] for key in chains._runs} == {tag(SALT_KEY, "bob")}
+            assert set(remembered._tenants) == {tag(SALT_KEY, "bob")}
+
+    run(scenario)

@@ -152,6 +152,8 @@ def test_served_by_decode_alone(tmp_path: Path, case: str) -> None:
                 assert handed == {"kvferry": {"type": "local", "transfer": transfer_of(leg)}}
             assert leg.body["cache_salt"] == salt(SALT_KEY, Scope("alice", 0))
             sent = {name: value for name, value in leg.body.items() if name != "cache_salt"}
+            if case == "non-text":
+                assert sent["messages"][0]["content"][0].pop("uuid")
             assert sent == body
             reason = {"chat-echo": "echo", "multi-prompt-tokens": "multi-prompt"}
             await s.counted(f'reason="{reason.get(case, case)}"')

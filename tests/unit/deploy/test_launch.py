@@ -56,6 +56,17 @@ def test_both_roles_differ_in_their_connector_only() -> None:
         assert transfer["kv_load_failure_policy"] == "recompute"
 
 
+def test_no_engine_fetches_what_a_request_names() -> None:
+    config = ClusterConfig()
+    for engine, role in ((prefill.engine, "prefill"), (decode.engine, "decode")):
+        command = engine.command(config, settings(config, role), CPU, False)  # type: ignore[arg-type]
+        assert flag(command.argv, "--allowed-media-domains").endswith(".invalid")
+        assert "--allowed-local-media-path" not in command.argv
+        assert not [one for one in command.argv if one.startswith("--trust")]
+        assert command.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+        assert command.env["VLLM_MEDIA_CACHE"] == ""
+
+
 def test_the_connector_finds_its_settings() -> None:
     config = ClusterConfig()
     given = settings(config, "prefill")

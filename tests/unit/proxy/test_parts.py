@@ -49,6 +49,10 @@ ELSEWHERE = [
     " data:,x",
     "\tdata:,x",
     "data",
+    "data:,x",
+    "data:text/plain,x",
+    "data:;base64",
+    "data:x;BASE64,x",
     "da ta:,",
     "dаta:,",  # a Cyrillic letter
     "http://data:@example.com/",
@@ -84,7 +88,7 @@ def test_in_any_message(role: str) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(parts.URLS))
-@pytest.mark.parametrize("url", [PIXEL, PIXEL.replace("data", "DaTa"), "data:,"])
+@pytest.mark.parametrize("url", [PIXEL, PIXEL.replace("data", "DaTa"), "data:;base64,"])
 def test_what_is_sent_along_passes(key: str, url: str) -> None:
     for value in (url, {"url": url}):
         assert checked({"type": key, key: value}) == ([{"type": key, key: value}], True)
@@ -113,6 +117,25 @@ def test_another_clients_media_cannot_be_named() -> None:
     assert refused({"type": "image_url", "image_url": None, "uuid": "theirs"})
     part = {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}
     assert checked({**part, "uuid": "theirs"}) == ([part], True)
+
+
+def test_media_have_names_under_one_salt_only() -> None:
+    texts: list[Any] = ["a", {"type": "text", "text": "b"}, {"type": "text", "image_url": PIXEL}]
+
+    def name(salt: str, url: str) -> str:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        given: list[dict[str, Any]] = [{"role": "system", "content": "s"}]
+        given.append({"role": "user", "content": [part, *texts]})
+        first, second = parts.named(given, salt)
+        named, *others = second["content"]
+        assert (first, others) == (given[0], texts)
+        assert "uuid" not in part
+        uuid: str = named["uuid"]
+        assert named == {**part, "uuid": uuid}
+        return uuid
+
+    assert name("a", PIXEL) == name("a", PIXEL)
+    assert len({name("a", PIXEL), name("b", PIXEL), name("a", PIXEL + "AAAA")}) == 3
 
 
 @pytest.mark.parametrize("audio", ["http://a", [], {"data": 1}, {"data": {"url": "http://a"}}])
