@@ -105,7 +105,8 @@ def store(tier: Both, seed: int, salt: str) -> int:
     tier.copy.store(tier.op("writer", prompt(seed), salt, range(HELD // BLOCK_SIZE)))
     (result,) = tier.await_results(1)
     assert result.ok
-    return result.blocks * sum(cache[0].nbytes for cache in tier.caches.values())
+    block_bytes: int = sum(cache[0].nbytes for cache in tier.caches.values())
+    return result.blocks * block_bytes
 
 
 def load(tier: Both, seed: int, salt: str) -> str | None:
