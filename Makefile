@@ -15,12 +15,13 @@ TORCH  := $(shell grep -o '^torch==[^ ]*' $(LOCK))
 SITE   := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install up test models peers lint clean
+.PHONY: help install up test audit models peers lint clean
 
 help:
 	@echo "make up       install, start everything, print the address and a key (ARGS=... for kvferry up)"
 	@echo "make install  .venv with the locked packages, and the default model"
 	@echo "make test     the whole suite"
+	@echo "make audit    the long form of what tries to get past tenants (an hour)"
 	@echo "make models   the other models that tests serve"
 	@echo "make lint     format, lint, types, imports"
 	@echo "make peers    what the benchmarks compare with"
@@ -48,6 +49,11 @@ up: install
 
 test: install models
 	$(BIN)/python -m pytest $(ARGS)
+
+# KVFERRY_AUDIT=full: 10,000 hostile requests, five builds without a protection, 20,000 odd calls.
+audit: install
+	KVFERRY_AUDIT=full KVFERRY_API_CASES=20000 $(BIN)/python -m pytest -s tests/e2e/test_isolation.py tests/e2e/test_mutants.py \
+		tests/integration/proxy/test_api_cases.py $(ARGS)
 
 models: $(MODELS)
 

@@ -96,8 +96,12 @@ class Reply:
 class LiveCluster:
     """One running ``kvferry up`` with three tenants."""
 
-    def __init__(self, home: Path, settings: str, model: str = MODEL) -> None:
+    def __init__(
+        self, home: Path, settings: str, model: str = MODEL, tree: Path | None = None
+    ) -> None:
+        """``tree``: the packages to run, if not those of the tests."""
         self._home = home
+        self._tree = tree
         self._model = name_of(model)
         # Sockets need a short path, which pytest's folders do not have.
         self._runtime = tempfile.TemporaryDirectory(prefix="kvf", dir="/tmp")
@@ -121,8 +125,10 @@ class LiveCluster:
         command += ["--config", str(file), "--port", str(self.port)]
         self._log = (home / "log").open("w+")
         self.shared_memory_before = _shared_memory()
+        if tree is not None:
+            environment["PYTHONPATH"] = str(tree)
         self.process = subprocess.Popen(
-            command, env=environment, stdout=self._log, stderr=subprocess.STDOUT
+            command, env=environment, cwd=tree, stdout=self._log, stderr=subprocess.STDOUT
         )
 
     @property
