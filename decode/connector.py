@@ -27,21 +27,27 @@ from decode.working import DecodeWorking
 from kvstore.credentials import load_or_create
 from kvstore.engine_facts import (
     CACHE_ORDER,
+    block_bytes_of,
     groups_of,
     heads_of,
     layout_of,
     slices_of,
     worker_settings,
 )
+from kvstore.engine_pool import CarriedOut, adopt, new_blocks
+from kvstore.engine_tenants import EngineTenants
 from kvstore.engine_waits import nap_between_looks
-from kvstore.gate_link import ConnectorLink
-from kvstore.pages import open_pages
+from kvstore.gate_link import ConnectorLink, ReportLink
+from kvstore.handoff import to_params
+from kvstore.pages import KVPages, open_pages
 from kvstore.slices import slice_address
 from kvstore.transport.opening import Setting, open_fetcher
+from kvstore.wiping import Wiping
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -76,10 +82,14 @@ class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._groups = groups_of(kv_cache_config)
         self._slices = slices_of(vllm_config, self._settings.slices)
+        self._block_bytes = block_bytes_of(vllm_config, kv_cache_config)
         self._working: DecodeWorking | None = None
+        self._links: list[ReportLink] = []
         if role == KVConnectorRole.SCHEDULER:
             block_size = vllm_config.cache_config.block_size
             self._scheduling = DecodeScheduling(self._groups, block_size, time.monotonic)
+            self._relay = ReportLink(self._settings.addresses.tenants)
+            self._links = [self._relay]
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str:
@@ -87,8 +97,14 @@ class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
 
     # -- scheduler
 
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        """vLLM has made its scheduler's parts, and takes requests next."""
+        pool, worker = adopt(gpu_block_pool), self._settings.worker
+        self._tenants = EngineTenants(pool, worker, self._block_bytes, time.monotonic)
+
     def on_new_request(self, request: Request) -> None:
-        self._scheduling.added(request)
+        if not self._tenants.added(request):
+            self._scheduling.added(request)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
@@ -100,44 +116,59 @@ class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
         tables = blocks.get_block_ids()
+        self._tenants.allocated(request.request_id, tables)
         self._scheduling.allocated(request.request_id, tables, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> DecodeMetadata:
         idle = scheduler_output.total_num_scheduled_tokens == 0
         scheduled = scheduler_output.num_scheduled_tokens
-        return DecodeMetadata(self._scheduling.step(scheduled, idle))
+        orders = self._scheduling.step(scheduled, idle)
+        orders.wipes = self._tenants.step(new_blocks(scheduler_output), idle)
+        self._tell_relay()
+        return DecodeMetadata(orders)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.fetched(connector_output.finished_recving or ())
+        if isinstance(done := connector_output.kv_connector_worker_meta, CarriedOut):
+            self._tenants.wiped(done.number)
+            self._tell_relay()
+
+    def has_pending_push_work(self) -> bool:
+        return self._tenants.restless()
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        errand = self._tenants.finished(request.request_id)
         self._scheduling.finished(request.request_id)
-        return False, None
+        return False, to_params(errand) if errand else None
+
+    def _tell_relay(self) -> None:
+        for told in self._tenants.take_told():
+            self._relay.report(told)
 
     # -- worker
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         caches = list(kv_caches.values())
         settings = self._settings
-        layout = layout_of(
-            self._config, settings.model_name, self._groups, caches, open_pages(caches)
-        )
-        fetching = [self._fetching(caches, layout, part) for part in self._slices]
-        self._working = DecodeWorking(fetching)
-        for part in fetching:
-            part.start()
+        whole = open_pages(caches)
+        layout = layout_of(self._config, settings.model_name, self._groups, caches, whole)
+        fetching = []
+        for part in self._slices:
+            pages = whole if part.count == 1 else open_pages(heads_of(caches, part))
+            fetching.append(self._fetching(pages, layout, part))
+        self._wiping = Wiping(whole)
+        self._working = DecodeWorking(fetching, self._wiping)
+        for slice_fetching in fetching:
+            slice_fetching.start()
 
-    def _fetching(
-        self, caches: list[torch.Tensor], layout: KVLayout, part: HeadSlice
-    ) -> SliceFetching:
+    def _fetching(self, pages: KVPages, layout: KVLayout, part: HeadSlice) -> SliceFetching:
         settings = self._settings
         credentials = load_or_create(Path(settings.state_dir))
         abandon = slice_address(settings.addresses.abandon, part.number)
         link = ConnectorLink(gate=settings.addresses.gate, abandon=abandon)
         teller = Teller(link)
-        pages = open_pages(heads_of(caches, part))
         setting = Setting(settings.ship, credentials, time.monotonic)
         sliced = layout.of_slice(part, pages.page_bytes)
         fetcher = open_fetcher(pages, sliced, setting, teller, link.socket)
@@ -169,6 +200,12 @@ class DecodeConnector(KVConnectorBase_V1, SupportsHMA):
         reports = self._working.reports()
         return KVConnectorTransferResults(set(), reports.loaded, reports.failed)
 
+    def build_connector_worker_meta(self) -> CarriedOut | None:
+        done = self._wiping.take_done() if self._working else 0
+        return CarriedOut(done) if done else None
+
     def shutdown(self) -> None:
         if self._working:
             self._working.stop()
+        for link in self._links:
+            link.close()

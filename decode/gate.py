@@ -15,17 +15,8 @@ import msgspec
 
 from kvstore.clock import Clock
 from kvstore.cluster import WorkerSettings
-from kvstore.gate import (
-    App,
-    Event,
-    Gate,
-    Receive,
-    Scope,
-    Send,
-    answer,
-    named_transfer,
-    parsed_transfer,
-)
+from kvstore.exchange import App, Event, Receive, Scope, Send
+from kvstore.gate import Gate, answer, named_transfer, parsed_transfer
 from kvstore.gate_link import GateLink
 from kvstore.messages import Abandon, Begun, Outcome, Times
 from kvstore.slices import slice_address

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from kvstore.messages import Begun
 from kvstore.transfer import Prompt
+from kvstore.wiping import NO_WIPES, Wipes
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ class FetchOrder:
 class Orders:
     """One step's orders. ``aborts`` come first: their pages may be given away in this step.
 
+    Then ``wipes``, of pages that this step may write.
+
     ``begun``: requests whose first step this is, to be told to the gate after their fetches' ends.
     ``idle``: the engine computes nothing in this step and only waits.
     """
 
     aborts: list[bytes] = field(default_factory=list)
+    wipes: Wipes = NO_WIPES
     fetches: list[FetchOrder] = field(default_factory=list)
     begun: list[Begun] = field(default_factory=list)
     idle: bool = False

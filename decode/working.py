@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decode.fetching import SliceFetching
 from decode.orders import FetchOrder, Orders
 from kvstore.receiving import Ended
+from kvstore.wiping import Wiping
 
 IDLE_SECONDS = 0.01
 """Longest wait of an idle step; a new request may be held up by as much."""
@@ -31,16 +32,18 @@ class _Awaited:
 class DecodeWorking:
     """Owned by the engine's worker thread of one rank, which fetches one or more slices."""
 
-    def __init__(self, slices: Sequence[SliceFetching]) -> None:
+    def __init__(self, slices: Sequence[SliceFetching], wiping: Wiping) -> None:
         self._slices = slices
+        self._wiping = wiping
         self._awaited: dict[bytes, _Awaited] = {}
         self._patience = 0.0
 
     def before_forward(self, orders: Orders) -> None:
-        """Stop what is no longer wanted, then ask for what is."""
-        self._patience = IDLE_SECONDS if orders.idle else 0.0
+        """Stop what is no longer wanted, overwrite what was freed, then ask for what is wanted."""
+        self._patience = IDLE_SECONDS if orders.idle and not orders.wipes.blocks else 0.0
         for transfer in orders.aborts:
             self._abort(transfer)
+        self._wiping.carry_out(orders.wipes)
         if orders.fetches:
             self._slices[0].fence()  # on a device an earlier step may still write what it was given
         for order in orders.fetches:

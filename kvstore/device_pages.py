@@ -74,6 +74,12 @@ class LayerPages:
         for number, layer in enumerate(self._words):
             layer.index_copy_(0, ids, pages[:, number])
 
+    def wipe_device(self, blocks: Sequence[int]) -> None:
+        """Queue zeros to the pages of ``blocks``."""
+        ids = self._ids(blocks)
+        for layer in self._words:
+            layer.index_fill_(0, ids, 0)
+
     def pages(self, blocks: Sequence[int]) -> Iterator[torch.Tensor]:
         """Every page of ``blocks`` by itself, in the order of a run."""
         self._require(blocks)
@@ -174,6 +180,16 @@ class DevicePages:
         """Copy ``run``, on this device, to the pages of ``blocks`` and wait."""
         with self._lock, torch.cuda.stream(self._stream):
             self._pages.scatter_device(blocks, run)
+            self._stream.synchronize()
+
+    def wipe(self, blocks: Sequence[int]) -> None:
+        """Overwrite ``blocks`` with zeros and wait; for the engine's thread.
+
+        Steps it has queued may still write them, so their end is awaited first.
+        """
+        self.fence()
+        with self._lock, torch.cuda.stream(self._stream):
+            self._pages.wipe_device(blocks)
             self._stream.synchronize()
 
     def fence(self) -> None:

@@ -82,6 +82,14 @@ def groups_of(kv_cache_config: Any) -> tuple[KVGroup, ...]:
     )
 
 
+def block_bytes_of(vllm_config: Any, kv_cache_config: Any) -> int:
+    """What one block takes in all layers' pages, on all ranks together."""
+    whole = max(tensor.size for tensor in kv_cache_config.kv_cache_tensors)  # all lie in one
+    return int(
+        whole // kv_cache_config.num_blocks * vllm_config.parallel_config.tensor_parallel_size
+    )
+
+
 def layout_of(
     vllm_config: Any,
     model_name: str,

@@ -1,7 +1,8 @@
 """What a worker's connectors and its HTTP gate tell each other, on one host.
 
 A connector tells what became of requests and the gate awaits it. The gate of a decode worker tells
-of transfers that nobody will send any more.
+of transfers that nobody will send any more. In the same way a connector tells the worker's relay
+what it holds of tenants.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from types import TracebackType
 import zmq
 
 from kvstore.codec import encode, well_formed
-from kvstore.messages import Abandon, GateReport
+from kvstore.messages import Abandon, GateReport, Usage, Wiped
 
 _QUEUE = 1024
 
@@ -20,14 +21,14 @@ _QUEUE = 1024
 class ReportLink:
     """The end of a connector that has something to tell."""
 
-    def __init__(self, gate: str) -> None:
+    def __init__(self, to: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._reports = self._context.socket(zmq.PUSH)
         self._reports.setsockopt(zmq.SNDHWM, _QUEUE)
-        self._reports.connect(gate)
+        self._reports.connect(to)
 
-    def report(self, message: GateReport) -> bool:
-        """Tell the gate; False when nobody takes it (the gate then knows nothing of it)."""
+    def report(self, message: GateReport | Usage | Wiped) -> bool:
+        """Tell it; False when nobody takes it, who then knows nothing of it."""
         try:
             self._reports.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:

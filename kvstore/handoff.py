@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol
 import msgspec
 
 from kvstore.errors import WireError
-from kvstore.messages import Count, Milliseconds
+from kvstore.messages import Count, Milliseconds, Standing
 
 PARAMS_KEY = "kvferry"
 """Where a ticket or a report lies inside ``kv_transfer_params``."""
@@ -80,7 +80,23 @@ class PrefillReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dram_tokens: Count
 
 
-Ticket = PrefillTicket | DecodeTicket | LocalTicket
+class TenancyTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tenancy"):
+    """For the scheduler half of an engine, from its own gate: what holds for tenants from now on.
+
+    The request that carries it is an errand: its prompt and answer are nobody's.
+    """
+
+    standings: Annotated[tuple[Standing, ...], msgspec.Meta(max_length=64)]
+
+
+class TenancyReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an errand brings back: ``flushing`` tenants have memory that is not overwritten yet."""
+
+    flushing: Count
+
+
+Ticket = PrefillTicket | DecodeTicket | LocalTicket | TenancyTicket
+Report = PrefillReport | TenancyReport
 
 
 class EngineRequest(Protocol):
@@ -98,7 +114,7 @@ class EngineRequest(Protocol):
     def kv_transfer_params(self) -> dict[str, object] | None: ...
 
 
-def to_params(content: Ticket | PrefillReport) -> dict[str, object]:
+def to_params(content: Ticket | Report) -> dict[str, object]:
     """``kv_transfer_params`` of a leg, or of its answer."""
     return {PARAMS_KEY: msgspec.to_builtins(content)}
 
@@ -134,6 +150,21 @@ def decode_ticket(params: object) -> DecodeTicket | LocalTicket | None:
 def prefill_report(params: object) -> PrefillReport | None:
     """The report in an answer's ``kv_transfer_params``, as ``prefill_ticket``."""
     report: PrefillReport | None = _inside(params, PrefillReport)
+    return report
+
+
+def tenancy_ticket(params: object) -> TenancyTicket | None:
+    """The ticket of an errand, as ``prefill_ticket``; None for any other kind of ticket."""
+    inside = params.get(PARAMS_KEY) if isinstance(params, dict) else None
+    if not isinstance(inside, dict) or inside.get("type") != "tenancy":
+        return None
+    ticket: TenancyTicket = _inside(params, TenancyTicket)
+    return ticket
+
+
+def tenancy_report(params: object) -> TenancyReport | None:
+    """What an errand has brought back, as ``prefill_ticket``."""
+    report: TenancyReport | None = _inside(params, TenancyReport)
     return report
 
 

@@ -29,7 +29,8 @@ class KVPages(Protocol):
 
     ``gather`` and ``scatter`` move whole blocks from or to ``buffer`` (uint8, ``len(blocks) *
     block_bytes``; block after block, each layer after layer) and return when the bytes have moved.
-    Callers keep two threads off the same block.
+    ``wipe`` overwrites whole blocks with zeros; the engine's thread calls it, after whatever it has
+    queued, and nothing that it queues later comes before. Callers keep two threads off one block.
     """
 
     @property
@@ -44,6 +45,8 @@ class KVPages(Protocol):
     def gather(self, blocks: Sequence[int], buffer: Bytes) -> None: ...
 
     def scatter(self, blocks: Sequence[int], buffer: Bytes) -> None: ...
+
+    def wipe(self, blocks: Sequence[int]) -> None: ...
 
     def fence(self) -> None:
         """Called by the engine's thread: what it has queued so far is in the pages on return."""
@@ -124,8 +127,11 @@ class HostPages:
         return vector_of(blocks, self.memory.block_step, self._layer_addresses, self.page_bytes)
 
     def wipe(self, blocks: Sequence[int]) -> None:
-        """Overwrite ``blocks`` with zeros."""
-        self._pages[:, list(blocks)] = 0
+        """Overwrite ``blocks`` with zeros. Raises IndexError for a block that is not there."""
+        for block in blocks:
+            if not 0 <= block < self.blocks:
+                raise IndexError(f"block {block} of {self.blocks}")
+            self._pages[:, block] = 0
 
 
 def vector_of(

@@ -7,7 +7,7 @@ in one process, so nothing here is shared through the module.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from kvstore.credentials import load_or_create
 from kvstore.engine_facts import (
     CACHE_ORDER,
+    block_bytes_of,
     groups_of,
     heads_of,
     layout_of,
     slices_of,
     worker_settings,
 )
+from kvstore.engine_pool import CarriedOut, adopt, new_blocks
+from kvstore.engine_tenants import EngineTenants
 from kvstore.engine_waits import nap_between_looks
 from kvstore.gate_link import ReportLink
 from kvstore.handoff import to_params
@@ -36,6 +39,7 @@ from kvstore.lmcache_tier import open_copy, open_lookup
 from kvstore.pages import open_pages
 from kvstore.slices import slice_address
 from kvstore.transport.opening import Setting, open_shipper
+from kvstore.wiping import Wiping
 from prefill.orders import Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
 from prefill.working import PrefillWorking
@@ -62,28 +66,6 @@ class PrefillMetadata(KVConnectorMetadata):
         return f"{type(self).__name__}()"
 
 
-class PoolHolds:
-    """``BlockHolds`` over vLLM's own block pool, which it binds once it has made it."""
-
-    def __init__(self) -> None:
-        self._pool: BlockPool | None = None
-
-    def bind(self, pool: BlockPool) -> None:
-        """Blocks are held in ``pool`` from now on."""
-        self._pool = pool
-
-    def hold(self, block_ids: Sequence[int]) -> None:
-        """See ``BlockHolds``."""
-        assert self._pool is not None
-        self._pool.touch([self._pool.blocks[block] for block in block_ids])
-
-    def release(self, block_ids: Sequence[int]) -> None:
-        """See ``BlockHolds``."""
-        assert self._pool is not None
-        # The last blocks of a prompt are the first to go: a hit needs those before them.
-        self._pool.free_blocks([self._pool.blocks[block] for block in reversed(block_ids)])
-
-
 class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
     """The producer's connector."""
 
@@ -97,19 +79,14 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         self._settings = worker_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._groups = groups_of(kv_cache_config)
         self._slices = slices_of(vllm_config, self._settings.slices)
-        self._holds = PoolHolds()
+        self._block_bytes = block_bytes_of(vllm_config, kv_cache_config)
         self._working: PrefillWorking | None = None
-        self._link: ReportLink | None = None
+        self._links: list[ReportLink] = []
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduling = PrefillScheduling(
-                open_lookup(self._settings, vllm_config, self._groups),
-                self._groups,
-                vllm_config.cache_config.block_size,
-                self._settings.ship.lease_seconds,
-                self._holds,
-                time.monotonic,
-            )
-            self._link = ReportLink(self._settings.addresses.gate)
+            self._lookup = open_lookup(self._settings, vllm_config, self._groups)
+            self._gate = ReportLink(self._settings.addresses.gate)
+            self._relay = ReportLink(self._settings.addresses.tenants)
+            self._links = [self._gate, self._relay]
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str:
@@ -118,10 +95,21 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
     # -- scheduler
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
-        self._holds.bind(gpu_block_pool)
+        """vLLM has made its scheduler's parts, and takes requests next."""
+        pool, settings = adopt(gpu_block_pool), self._settings
+        self._tenants = EngineTenants(pool, settings.worker, self._block_bytes, time.monotonic)
+        self._scheduling = PrefillScheduling(
+            self._lookup,
+            self._groups,
+            self._config.cache_config.block_size,
+            settings.ship.lease_seconds,
+            pool,
+            time.monotonic,
+        )
 
     def on_new_request(self, request: Request) -> None:
-        self._scheduling.added(request)
+        if not self._tenants.added(request):
+            self._scheduling.added(request)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
@@ -133,41 +121,53 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
         tables = blocks.get_block_ids()
+        self._tenants.allocated(request.request_id, tables)
         self._scheduling.allocated(request.request_id, tables, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefillMetadata:
         self._scheduling.preempted(scheduler_output.preempted_req_ids or ())
         idle = scheduler_output.total_num_scheduled_tokens == 0
         orders = self._scheduling.step(_scheduled(scheduler_output), idle)
-        assert self._link is not None
+        orders.wipes = self._tenants.step(new_blocks(scheduler_output), idle)
         for held in self._scheduling.take_told():
-            self._link.report(held)  # told again while nothing comes of it
+            self._gate.report(held)  # told again while nothing comes of it
+        self._tell_relay()
         return PrefillMetadata(orders)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduling.loaded(connector_output.finished_recving or ())
         self._scheduling.sent(connector_output.finished_sending or ())
+        if isinstance(done := connector_output.kv_connector_worker_meta, CarriedOut):
+            self._tenants.wiped(done.number)
+            self._tell_relay()
+
+    def has_pending_push_work(self) -> bool:
+        return self._tenants.restless()
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        report = self._scheduling.report(request.request_id)
+        errand = self._tenants.finished(request.request_id)
+        report = errand or self._scheduling.report(request.request_id)
         waits = self._scheduling.finished(request.request_id)
         return waits, to_params(report) if report else None
+
+    def _tell_relay(self) -> None:
+        for told in self._tenants.take_told():
+            self._relay.report(told)
 
     # -- worker
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         caches = list(kv_caches.values())
         settings = self._settings
-        layout = layout_of(
-            self._config, settings.model_name, self._groups, caches, open_pages(caches)
-        )
+        whole = open_pages(caches)
+        layout = layout_of(self._config, settings.model_name, self._groups, caches, whole)
         credentials = load_or_create(Path(settings.state_dir))
         setting = Setting(settings.ship, credentials, time.monotonic)
         shippers = []
         for part in self._slices:
-            pages = open_pages(heads_of(caches, part))
+            pages = whole if part.count == 1 else open_pages(heads_of(caches, part))
             shippers.append(
                 open_shipper(
                     slice_address(settings.addresses.ship, part.number),
@@ -179,7 +179,8 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
             )
         tier = open_copy(settings, self._config, layout)
         tier.attach(kv_caches)
-        self._working = PrefillWorking(shippers, tier)
+        self._wiping = Wiping(whole)
+        self._working = PrefillWorking(shippers, tier, self._wiping)
         for shipper in shippers:
             shipper.start()
 
@@ -209,11 +210,15 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
         reports = self._working.reports()
         return KVConnectorTransferResults(reports.sent, reports.loaded, reports.failed)
 
+    def build_connector_worker_meta(self) -> CarriedOut | None:
+        done = self._wiping.take_done() if self._working else 0
+        return CarriedOut(done) if done else None
+
     def shutdown(self) -> None:
         if self._working:
             self._working.stop()
-        if self._link:
-            self._link.close()
+        for link in self._links:
+            link.close()
 
 
 def _scheduled(output: SchedulerOutput) -> Iterator[Scheduled]:

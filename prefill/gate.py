@@ -14,7 +14,8 @@ import msgspec
 
 from kvstore.clock import Clock
 from kvstore.cluster import WorkerSettings
-from kvstore.gate import App, Event, Gate, Receive, Scope, Send, answer, named_transfer
+from kvstore.exchange import App, Exchange, Receive, Scope, Send
+from kvstore.gate import Gate, answer, named_transfer
 from kvstore.gate_link import GateLink
 from kvstore.handoff import PrefillReport, to_params
 from kvstore.messages import Held
@@ -46,7 +47,8 @@ class PrefillGate(Gate):
         serving = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
         try:
             await asyncio.wait({serving, held}, return_when=asyncio.FIRST_COMPLETED)
-            if held.done() and exchange.take_over():
+            if held.done() and not exchange.answered:
+                exchange.end()
                 await answer(send, 200, _body(held.result(), self._clock()))
             await serving
         finally:
@@ -61,39 +63,6 @@ class PrefillGate(Gate):
                 awaited = self._awaited.get(report.transfer)
                 if awaited and not awaited.done():
                     awaited.set_result(report)
-
-
-class Exchange:
-    """One call as the application sees it, until it is taken over: then its caller has gone."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self._answered = False
-        self._taken = asyncio.Event()
-
-    def take_over(self) -> bool:
-        """Nothing of the application's is sent any more; False where its answer has begun."""
-        if not self._answered:
-            self._taken.set()
-        return not self._answered
-
-    async def receive(self) -> Event:
-        """As ASGI's."""
-        receiving = asyncio.ensure_future(self._receive())
-        taken = asyncio.create_task(self._taken.wait())
-        try:
-            await asyncio.wait({receiving, taken}, return_when=asyncio.FIRST_COMPLETED)
-            return receiving.result() if receiving.done() else {"type": "http.disconnect"}
-        finally:
-            receiving.cancel()
-            taken.cancel()
-
-    async def send(self, event: Event) -> None:
-        """As ASGI's."""
-        if not self._taken.is_set():
-            self._answered = True
-            await self._send(event)
 
 
 def _body(held: Held, now: float) -> bytes:

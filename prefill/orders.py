@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from kvstore.tier import TierOp
 from kvstore.transfer import Prompt
+from kvstore.wiping import NO_WIPES, Wipes
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Supply:
 class Orders:
     """One step's orders, in the order in which the worker carries them out.
 
-    Before the step's forward pass: ``withdrawals``, ``openings``, ``supplies_before``, ``loads``,
-    ``parked``. After it: ``supplies_after``, ``stores``, ``closings``, ``released``, ``resumed``.
+    Before the step's forward pass: ``withdrawals``, ``wipes``, ``openings``,
+    ``supplies_before``, ``loads``, ``parked``. After it: ``supplies_after``, ``stores``,
+    ``closings``, ``released``, ``resumed``.
     ``withdrawals`` names (request, transfer) pairs whose pages the engine takes back. ``parked``
     requests are shipped as they are, and wait as if they were loaded: until they are released, as
     all are that wait for our report, or ``resumed``, to be computed after all.
@@ -43,6 +45,7 @@ class Orders:
     """
 
     withdrawals: list[tuple[str, bytes | None]] = field(default_factory=list)
+    wipes: Wipes = NO_WIPES
     openings: list[Opening] = field(default_factory=list)
     supplies_before: list[Supply] = field(default_factory=list)
     loads: list[TierOp] = field(default_factory=list)

@@ -6,8 +6,9 @@ A request's stages::
      ├─── only decode's part is missing ─────▶ SHIPPING ── nobody ended it ──▶ COMPUTING
      └──────────────── otherwise ─────────────────────────────────────────────▶ COMPUTING
 
-The tier is asked once per request; after that the engine computes, whatever happens. A request
-that is only shipped waits as if it were loaded until its gate ends it, and nothing is computed.
+The tier is asked once per request; after that the engine computes, whatever happens. Of a request
+of which nothing may be kept the tier hears nothing. A request that is only shipped waits as if it
+were loaded until its gate ends it, and nothing is computed.
 
 Of a sliding group only the blocks are shipped that live at the prompt's end. vLLM gives such
 blocks away as soon as the window has passed them, the last of them when the request finishes and
@@ -36,7 +37,7 @@ from kvstore.handoff import (
 from kvstore.layout import KVGroup
 from kvstore.messages import Held
 from kvstore.once import UsedOnce
-from kvstore.tier import TierKey, TierLookup
+from kvstore.tier import TierKey, TierLookup, is_kept
 from kvstore.tier_shape import NULL_BLOCK
 from kvstore.transfer import Prompt
 from prefill.orders import Opening, Orders, Supply
@@ -100,6 +101,9 @@ class _Tracked:
     waits_until: float = 0.0
     ordered_stores: bool = False
 
+    def __post_init__(self) -> None:
+        self.kept = is_kept(self.key.salt)
+
 
 class PrefillScheduling:
     """Owned by the engine's scheduler; no method waits for anything."""
@@ -133,8 +137,10 @@ class PrefillScheduling:
         tokens = list(request.prompt_token_ids or ())
         names = block_names(request.block_hashes)
         key = TierKey(request.request_id, tokens, request.cache_salt or "", names)
-        self._tracked[key.request] = _Tracked(key, *self._ticket(request, len(tokens)))
-        self._tier.start(key)
+        tracked = _Tracked(key, *self._ticket(request, len(tokens)))
+        self._tracked[key.request] = tracked
+        if tracked.kept:
+            self._tier.start(key)
 
     def matched(self, request: str, computed: int) -> int | None:
         """Tokens beyond ``computed`` that the DRAM tier will load; None: ask again.
@@ -151,7 +157,7 @@ class PrefillScheduling:
             tracked.only_ships = True
             return 1
         tracked.only_ships = False
-        held = self._tier.poll(request)
+        held = self._tier.poll(request) if tracked.kept else 0
         if held is None:
             return None
         tracked.copied = Copied(held, held)
@@ -368,6 +374,8 @@ class PrefillScheduling:
             self._hold(item.request, sliding)
 
     def _store(self, tracked: _Tracked, item: Scheduled) -> None:
+        if not tracked.kept:
+            return
         computed = item.computed + item.planned
         for op in self._copies.stores(tracked.key, tracked.copied, computed, item.tables):
             self._orders.stores.append(op)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kvstore.ledger import CompletionLedger
 from kvstore.tier import TierCopy, TierResult
 from kvstore.transport.shipper import Shipper
+from kvstore.wiping import Wiping
 from prefill.orders import Opening, Orders, Supply
 
 IDLE_SECONDS = 0.01
@@ -27,9 +28,10 @@ class Reports:
 class PrefillWorking:
     """Owned by the engine's worker thread of one rank, which ships one or more slices."""
 
-    def __init__(self, shippers: Sequence[Shipper], tier: TierCopy) -> None:
+    def __init__(self, shippers: Sequence[Shipper], tier: TierCopy, wiping: Wiping) -> None:
         self._shippers = shippers
         self._tier = tier
+        self._wiping = wiping
         self._ledger = CompletionLedger()
         self._requests: dict[tuple[bytes, int], str] = {}
         self._loads: Counter[str] = Counter()
@@ -47,6 +49,7 @@ class PrefillWorking:
             if transfer is not None:
                 for shipper in self._shippers:
                     shipper.withdraw(transfer)
+        self._wiping.carry_out(orders.wipes)
         for opening in orders.openings:
             self._open(opening)
         if orders.supplies_before:
@@ -57,7 +60,8 @@ class PrefillWorking:
             self._loads[load.request] += 1
         self._parked.update(orders.parked)
         # The DRAM tier wakes nobody; while it loads, only vLLM's own pace is short enough.
-        self._patience = IDLE_SECONDS if orders.idle and not self._loads else 0.0
+        waits = orders.idle and not self._loads and not orders.wipes.blocks
+        self._patience = IDLE_SECONDS if waits else 0.0
 
     def after_forward(self, orders: Orders) -> None:
         """Orders about pages that the forward pass has just completed."""

@@ -13,16 +13,19 @@ from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
+    KVCacheConfig,
     KVCacheGroupSpec,
+    KVCacheTensor,
     SlidingWindowSpec,
 )
 
 from decode.connector import DecodeConnector
-from kvstore.engine_facts import groups_of
+from kvstore.engine_facts import block_bytes_of, groups_of
+from kvstore.engine_pool import adopt
 from kvstore.errors import ConfigError
 from kvstore.layout import KVGroup
 from kvstore.tier_shape import NULL_BLOCK
-from prefill.connector import PoolHolds, PrefillConnector
+from prefill.connector import PrefillConnector
 
 BLOCK = 32
 SHAPE = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": 64, "dtype": torch.float32}
@@ -75,8 +78,7 @@ def test_groups_we_cannot_carry_are_refused_by_name() -> None:
 
 
 def test_held_blocks_are_given_to_nobody_until_they_are_released() -> None:
-    blocks, holds = pool(), PoolHolds()
-    holds.bind(blocks)
+    blocks = holds = adopt(pool())
     taken = blocks.get_new_blocks(3)
     ids = [block.block_id for block in taken]
     holds.hold(ids[:2])
@@ -85,6 +87,15 @@ def test_held_blocks_are_given_to_nobody_until_they_are_released() -> None:
     assert {block.block_id for block in blocks.get_new_blocks(left)}.isdisjoint(ids[:2])
     holds.release(ids[:2])
     assert {block.block_id for block in blocks.get_new_blocks(2)} == set(ids[:2])
+
+
+def test_a_blocks_size_is_read_from_vllms_own_allocation() -> None:
+    tensors = [
+        KVCacheTensor(size=960, layers=[name], layer_stride=480, block_stride=48) for name in "ab"
+    ]
+    ranks = SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=2))
+    found = KVCacheConfig(num_blocks=10, kv_cache_tensors=tensors, kv_cache_groups=[])
+    assert block_bytes_of(ranks, found) == 192
 
 
 def test_vllm_gives_each_group_its_own_blocks_to_connectors_that_say_so() -> None:

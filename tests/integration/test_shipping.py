@@ -28,6 +28,7 @@ from kvstore.transport.ends import Load
 from kvstore.transport.opening import Setting, open_fetcher, open_shipper
 from kvstore.transport.shipper import Shipper
 from kvstore.transport.zeromq_sending import ZmqSendingEnd
+from kvstore.wiping import Wiping
 
 LAYERS, BLOCKS, PAGE = 4, 64, 4096
 LAYOUT = KVLayout("m", "e", "bf16", "auto", "LBHNC", "cpu", 32, LAYERS, PAGE, 0, 1)
@@ -102,7 +103,8 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     fetcher = open_fetcher(target_pages, LAYOUT, setting, teller, link.socket)
     key = credentials.transport_key()
     receiver = Receiver("decode-0", "gen-d", key, time.monotonic)
-    working = DecodeWorking([SliceFetching(fetcher, teller, LAYOUT, receiver)])
+    fetching = SliceFetching(fetcher, teller, LAYOUT, receiver)
+    working = DecodeWorking([fetching], Wiping(target_pages))
     with GateLink(gate=gate, abandon=[abandon]) as reports:
         address = shipper.uri
         shipper.start()

@@ -26,6 +26,7 @@ from kvstore.slices import slice_address, slices_of_rank
 from kvstore.tier import NoCopy
 from kvstore.transfer import Prompt
 from kvstore.transport.opening import Setting, open_fetcher, open_shipper
+from kvstore.wiping import Wiping
 from prefill.orders import Opening, Supply
 from prefill.orders import Orders as PrefillOrders
 from prefill.working import PrefillWorking
@@ -88,7 +89,7 @@ class Cluster:
                 address = slice_address(self.address, part.number)
                 shippers.append(open_shipper(address, pages, of_slice, "gen", self.setting))
                 shippers[-1].start()
-            workers.append(PrefillWorking(shippers, NoCopy()))
+            workers.append(PrefillWorking(shippers, NoCopy(), Wiping(open_pages(caches))))
             self.open.callback(workers[-1].stop)
         return workers
 
@@ -108,7 +109,7 @@ class Cluster:
                 fetcher = open_fetcher(pages, of_slice, self.setting, teller, link.socket)
                 fetching.append(SliceFetching(fetcher, teller, of_slice, receiver))
                 fetching[-1].start()
-            workers.append(DecodeWorking(fetching))
+            workers.append(DecodeWorking(fetching, Wiping(open_pages(caches))))
             self.open.callback(workers[-1].stop)
         return workers
 

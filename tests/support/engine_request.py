@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+SALT = "0123456789abcdef-0-" + "5a" * 32
+ONCE = "0123456789abcdef-0-once-" + "5a" * 32
+"""Of a request of which nothing is kept."""
+
 
 @dataclass
 class Request:
@@ -11,6 +15,6 @@ class Request:
 
     request_id: str
     prompt_token_ids: list[int]
-    cache_salt: str = "salt"
+    cache_salt: str = SALT
     kv_transfer_params: dict[str, object] | None = None
     block_hashes: list[bytes] = field(default_factory=list)

@@ -31,13 +31,14 @@ from kvstore.cluster import ClusterConfig, addresses, admin_socket, load, parse_
 from kvstore.credentials import TOKEN_HEADER, load_or_create
 from kvstore.index import Held
 from kvstore.messages import ServedAdapter
-from kvstore.salts import Scope, salt
+from kvstore.salts import OWNER_HEADER, Scope, owner, salt
 from proxy.catalogue import Served
 from tests.support.relays import following
 from tests.support.relays import until as until_known
 
 MODEL = "smollm2-135m-instruct"
 KEYS = {name: f"key-of-{name}" for name in ("red", "blue", "green")}
+NOBODY = "0" * 16 + "-0"
 START_SECONDS = 400.0
 
 T = TypeVar("T")
@@ -267,8 +268,13 @@ class LiveCluster:
         token = load_or_create(Path(self.config.state_dir)).http_token()
         return explain.ask(operators.address(self.config), token, tenant, request)
 
-    def worker(self, name: str, method: str, path: str, body: object = None) -> tuple[int, bytes]:
-        """An HTTP request straight to a worker's engine, past the proxy."""
+    def worker(
+        self, name: str, method: str, path: str, body: Any = None, claim: str = ""
+    ) -> tuple[int, bytes]:
+        """An HTTP request straight to a worker's engine, past the proxy.
+
+        It says to be whose its salt is, if it has one of ours, or else whatever is claimed.
+        """
         config = self.config
         token = load_or_create(Path(config.state_dir)).http_token()
         if config.network.kind == "ipc":
@@ -277,8 +283,11 @@ class LiveCluster:
             section = config.prefill if name.startswith("prefill") else config.decode
             connection = http.client.HTTPConnection("127.0.0.1", section.first_port, timeout=300)
         try:
-            headers = {"content-type": "application/json", "x-kvferry-token": token}
-            connection.request(method, path, json.dumps(body) if body else None, headers)
+            headers = {"content-type": "application/json", TOKEN_HEADER: token}
+            whose = owner(body.get("cache_salt", "")) if isinstance(body, dict) else None
+            headers[OWNER_HEADER] = whose.claim if whose else claim or NOBODY
+            sent = None if body is None else json.dumps(body)
+            connection.request(method, path, sent, headers)
             response = connection.getresponse()
             return response.status, response.read()
         finally:

@@ -11,6 +11,7 @@ from decode.working import DecodeWorking
 from kvstore.messages import FailReason
 from kvstore.receiving import Ended
 from kvstore.transfer import Prompt
+from tests.support.wipes import no_wiping
 
 TRANSFER = bytes(16)
 
@@ -63,7 +64,7 @@ def order(wanted: bool = True) -> FetchOrder:
 
 
 def working(*slices: Slice) -> DecodeWorking:
-    return DecodeWorking(cast("Any", slices))
+    return DecodeWorking(cast("Any", slices), no_wiping())
 
 
 @pytest.mark.parametrize("reasons", [(None, None), ("deadline", None), (None, "deadline")])

@@ -18,6 +18,8 @@ from prefill.scheduling import PrefillScheduling, Scheduled
 from prefill.working import PrefillWorking
 from tests.support import engine_request
 from tests.support.block_holds import CountedHolds
+from tests.support.engine_request import ONCE, SALT
+from tests.support.wipes import no_wiping
 
 BLOCK, CHUNK = 4, 8
 GROUPS = (KVGroup(("sliding",), 10), KVGroup(("full",)))
@@ -159,7 +161,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.scheduling = PrefillScheduling(
             cast("Any", self.tier), GROUPS, BLOCK, 30.0, self.holds, lambda: self.now
         )
-        self.working = PrefillWorking([cast("Shipper", self.shipper)], cast("Any", self.tier))
+        self.working = PrefillWorking(
+            [cast("Shipper", self.shipper)], cast("Any", self.tier), no_wiping()
+        )
         self.requests: dict[str, Request] = {}
         self.loads: list[TierOp] = []
         self.told: set[bytes] = set()
@@ -173,8 +177,11 @@ class EngineMachine(RuleBasedStateMachine):
         held=st.integers(0, 6),
         cached=st.integers(0, 10),
         late=st.booleans(),
+        kept=st.sampled_from([True, True, False]),
     )
-    def add(self, length: int, expected: int | None, held: int, cached: int, late: bool) -> None:
+    def add(
+        self, length: int, expected: int | None, held: int, cached: int, late: bool, kept: bool
+    ) -> None:
         """``cached``: blocks in the engine's memory; ``expected`` tokens, where it is shipped."""
         name = f"r{len(self.requests)}"
         transfer = f"{len(self.requests):032x}"
@@ -182,11 +189,12 @@ class EngineMachine(RuleBasedStateMachine):
             "kvferry": {"transfer": transfer, "ttl_ms": 1000, "held": expected}
         }
         params = None if expected is None else ticket
-        request = Request(name, list(range(length)), "salt", params)
-        request.cached = min(cached, (length - 1) // BLOCK) * BLOCK
+        request = Request(name, list(range(length)), SALT if kept else ONCE, params)
+        request.cached = min(cached, (length - 1) // BLOCK) * BLOCK if kept else 0
         self.requests[name] = request
         self.tier.answers[name] = None if late else min(held * CHUNK, length // CHUNK * CHUNK)
         self.scheduling.added(request)
+        assert kept or name not in self.tier.locked
 
     @rule()
     def lookups_are_answered(self) -> None:
@@ -315,6 +323,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _run(self, scheduled: list[Scheduled]) -> None:
         orders = self.scheduling.step(scheduled)
+        for op in (*orders.loads, *orders.stores):
+            assert self.requests[op.request].cache_salt == SALT, "the tier never hears of another"
         self.loads += orders.loads
         self.told |= {held.transfer for held in self.scheduling.take_told()}
         self.working.before_forward(orders)

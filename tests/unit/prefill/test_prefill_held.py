@@ -15,7 +15,8 @@ from prefill.orders import Opening, Orders
 from prefill.scheduling import TELL_SECONDS, WAIT_SECONDS, PrefillScheduling, Scheduled
 from prefill.working import PrefillWorking
 from tests.support.block_holds import CountedHolds
-from tests.support.engine_request import Request
+from tests.support.engine_request import SALT, Request
+from tests.support.wipes import no_wiping
 
 BLOCK, LENGTH, WHOLE = 4, 18, 16
 TRANSFER = bytes(16)
@@ -53,7 +54,7 @@ def scheduling(
         tier or NoLookup(), groups, BLOCK, 30.0, holds or CountedHolds(), clock or Clock()
     )
     ticket: dict[str, Any] = {"transfer": TRANSFER.hex(), "ttl_ms": 1000, "held": held}
-    subject.added(Request("r", list(range(length)), "salt", {"kvferry": ticket}))
+    subject.added(Request("r", list(range(length)), SALT, {"kvferry": ticket}))
     return subject
 
 
@@ -89,7 +90,7 @@ def test_it_leaves_whole_and_nothing_is_computed() -> None:
 
 def test_what_another_request_computes_in_this_step_leaves_after_it() -> None:
     subject = waiting()
-    subject.added(Request("other", list(range(LENGTH)), "salt"))
+    subject.added(Request("other", list(range(LENGTH)), SALT))
     orders = subject.step([Scheduled("other", 8, 10, [TABLE])])
     assert shipped(orders.supplies_before) == {(0, 0): 5, (0, 1): 6}
     assert shipped(orders.supplies_after) == {(0, 2): 7, (0, 3): 8}
@@ -245,7 +246,7 @@ class Slice:
 def working() -> tuple[PrefillWorking, Slice]:
     """At work on "r", which is only shipped."""
     part = Slice()
-    subject = PrefillWorking([cast("Any", part)], NoCopy())
+    subject = PrefillWorking([cast("Any", part)], NoCopy(), no_wiping())
     opening = Opening(TRANSFER, "r", Prompt("s", bytes(32), 1), 9.0, 1)
     subject.before_forward(Orders(openings=[opening], parked=["r"]))
     return subject, part

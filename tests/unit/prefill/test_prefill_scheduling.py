@@ -13,7 +13,7 @@ from kvstore.tier_shape import Part
 from prefill.orders import Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
 from tests.support.block_holds import CountedHolds
-from tests.support.engine_request import Request
+from tests.support.engine_request import SALT, Request
 
 BLOCK = 4
 
@@ -30,7 +30,7 @@ def scheduling(
     )
     for number, name in enumerate(names):
         params: dict[str, Any] = {"kvferry": {"transfer": f"{number:032x}", "ttl_ms": 1000}}
-        subject.added(Request(name, list(range(length)), "salt", params))
+        subject.added(Request(name, list(range(length)), SALT, params))
         assert subject.matched(name, 0) == 0
         subject.allocated(name, [[]], 0)
     return subject
@@ -96,7 +96,7 @@ def test_a_report_tells_when_it_began_and_what_was_loaded(
         Holding(), (KVGroup(),), BLOCK, 30.0, CountedHolds(), lambda: next(times)
     )
     ticket: dict[str, object] = {"kvferry": {"transfer": "0" * 32, "ttl_ms": 1000}}
-    subject.added(Request("r", list(range(20)), "salt", ticket))
+    subject.added(Request("r", list(range(20)), SALT, ticket))
     external = subject.matched("r", local)
     assert external == 8 - local
     subject.allocated("r", [[1, 2, 3, 4, 5]], external)

@@ -10,6 +10,7 @@ from kvstore.tier import NoCopy, TierOp, TierResult
 from kvstore.transfer import Prompt
 from prefill.orders import Opening, Orders, Supply
 from prefill.working import PrefillWorking
+from tests.support.wipes import no_wiping
 
 
 class Copies(NoCopy):
@@ -57,7 +58,7 @@ class Slice:
 @pytest.mark.parametrize("outcomes", [(True, True), (True, False), (False, True), (False, False)])
 def test_a_load_is_over_with_its_last_part_and_fails_with_any(outcomes: tuple[bool, bool]) -> None:
     tier = Copies()
-    working = PrefillWorking([cast("Any", Slice())], tier)
+    working = PrefillWorking([cast("Any", Slice())], tier, no_wiping())
     ops = [TierOp(number, "r", [1], "s", 0, 1, [1]) for number in range(2)]
     working.before_forward(Orders(loads=ops))
     first, last = (
@@ -74,7 +75,7 @@ def test_a_load_is_over_with_its_last_part_and_fails_with_any(outcomes: tuple[bo
 
 def test_a_request_is_free_when_every_slice_of_it_has_settled() -> None:
     slices = Slice(), Slice()
-    working = PrefillWorking(cast("Any", slices), NoCopy())
+    working = PrefillWorking(cast("Any", slices), NoCopy(), no_wiping())
     transfer = bytes(16)
     opening = Opening(transfer, "r", Prompt("s", bytes(32), 1), 9.0, 1)
     supply = Supply(transfer, {(0, 0): 1})
