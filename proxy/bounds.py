@@ -211,8 +211,8 @@ def template_arguments(value: object) -> str | None:
 
 def prompts(value: object) -> str | None:
     """One prompt, or some."""
-    if not isinstance(value, list) or len(value) <= MOST_PROMPTS or isinstance(value[0], int):
-        return None  # vLLM refuses a mixture
+    if not isinstance(value, list) or len(value) <= MOST_PROMPTS or type(value[0]) is int:
+        return None  # one in tokens, or a mixture, which vLLM refuses
     return f"must be at most {MOST_PROMPTS} prompts"
 
 

@@ -34,6 +34,8 @@ DROPPED_KEYS = frozenset({"cache_control", "uuid"})
 """A cache's key and, of other APIs, its lifetime. Other keys that are not kept go as well."""
 
 _MEDIA_KEYS = frozenset({"input_audio", *URLS})
+_TEXT_KEYS = KEPT_KEYS - _MEDIA_KEYS
+_KINDS = TEXT_KINDS | MEDIA_KINDS
 
 
 def check(messages: object) -> bool:
@@ -92,19 +94,20 @@ def _check_role(role: object, param: str) -> None:
 def _check_content(content: list[Any], param: str) -> bool:
     media = False
     for index, part in enumerate(content):
+        if isinstance(part, str) or _is_plain(part):
+            continue
         within = f"{param}[{index}]"
-        if isinstance(part, dict):
-            content[index] = _checked(part, within)
-            media = not _is_text(content[index]) or media
-        elif not isinstance(part, str):
+        if not isinstance(part, dict):
             raise _bad(f"{within} must be text or an object.", within)
+        content[index] = _checked(part, within)
+        media = not _is_text(content[index]) or media
     return media
 
 
 def _checked(part: dict[str, Any], param: str) -> dict[str, Any]:
     """What a worker may see of ``part``."""
     kind = part.get("type")
-    known = kind in TEXT_KINDS | MEDIA_KINDS if isinstance(kind, str) else kind is None
+    known = kind in _KINDS if isinstance(kind, str) else kind is None
     if not known:
         raise _bad(f"{param} is of a type that is not served here.", f"{param}.type")
     if refused := part.keys() & REFUSED_KINDS:
@@ -133,6 +136,14 @@ def _check_url(given: object, param: str) -> None:
             f"{param} must be a URL that holds the data ('data:…;base64,…'). Nothing is fetched.",
             param,
         )
+
+
+def _is_plain(part: object) -> bool:
+    """Whether nothing of ``part`` has to be looked into, as of most."""
+    if not isinstance(part, dict) or not part.keys() <= _TEXT_KEYS:
+        return False
+    kind = part.get("type")
+    return isinstance(kind, str) and kind in TEXT_KINDS
 
 
 def _is_text(part: dict[str, Any]) -> bool:

@@ -75,7 +75,9 @@ def parse(route: Route, raw: bytes, asides: Asides = NOTHING_ASIDE) -> ClientReq
     if model is not None and (not isinstance(model, str) or len(model) > _MAX_NAME):
         raise _bad("'model' must be a string.", "model")
     stream = _flag(body, "stream", "stream")
-    _check_sequences(body)
+    prompts = _prompts(body.get("prompt"))
+    if prompts * (body.get("n") or 1) > MOST_SEQUENCES:
+        raise _bad(f"'n' times the prompts must be at most {MOST_SEQUENCES}.", "n")
     media = route == "chat" and parts.check(body.get("messages"))
     return ClientRequest(
         route=route,
@@ -83,7 +85,7 @@ def parse(route: Route, raw: bytes, asides: Asides = NOTHING_ASIDE) -> ClientReq
         model=model,
         stream=stream,
         wants_usage=_wants_usage(body),
-        alone=_alone(body) or _shape(route, body, media=media),
+        alone=_alone(body) or _shape(prompts, media=media),
         hint=_hint(told.get("prompt_cache_key"), asides.affinity),
         sub_scope=_sub_scope(told.get("prompt_cache_isolation_key"), asides.isolation),
         kept=not (_flag(told, "no_store", "no_store") or _no_store(asides.cache_control)),
@@ -161,20 +163,16 @@ def _alone(body: dict[str, Any]) -> str | None:
     return "prompt-text" if body.get("return_prompt_text") else None
 
 
-def _shape(route: Route, body: dict[str, Any], *, media: bool) -> str | None:
-    if route == "chat":
-        return "non-text" if media else None
-    return "multi-prompt" if _prompts(body.get("prompt")) > 1 else None
-
-
-def _check_sequences(body: dict[str, Any]) -> None:
-    if _prompts(body.get("prompt")) * (body.get("n") or 1) > MOST_SEQUENCES:
-        raise _bad(f"'n' times the prompts must be at most {MOST_SEQUENCES}.", "n")
+def _shape(prompts: int, *, media: bool) -> str | None:
+    if media:
+        return "non-text"
+    return "multi-prompt" if prompts > 1 else None
 
 
 def _prompts(prompt: object) -> int:
     """How many prompts a completion's ``prompt`` holds: text, tokens, or a list of either."""
-    if isinstance(prompt, list) and any(isinstance(item, str | list) for item in prompt):
+    # Of a mixture, which vLLM refuses, the first tells as well.
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         return len(prompt)
     return 1
 

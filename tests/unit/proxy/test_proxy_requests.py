@@ -155,6 +155,7 @@ def test_content_parts(parts: list[object], alone: str | None) -> None:
         ([[1, 2]], None),
         (["a", "b"], "multi-prompt"),
         ([[1], [2]], "multi-prompt"),
+        ([1, "a"], None),  # for vLLM to refuse
         ([], None),
         (None, None),
     ],
