@@ -52,6 +52,11 @@ ELSEWHERE = [
     "da ta:,",
     "dаta:,",  # a Cyrillic letter
     "http://data:@example.com/",
+    "http://169.254.169.254/;base64,AA==",
+    "file:///etc/passwd;base64,",
+    "FILE:///data:;base64,",
+    " data:;base64,AA==",
+    "xdata:;base64,AA==",
     "",
 ]
 
@@ -138,7 +143,11 @@ def test_calls_of_tools_are_a_list() -> None:
     assert error.value.param == "messages[0].tool_calls"
 
 
-URLISH = st.sampled_from(["http://a", "file:///a", PIXEL, "text", ""]) | st.none() | st.integers()
+URLISH = (
+    st.sampled_from(["http://a/;base64,", "file:///a", PIXEL, "text", ""])
+    | st.none()
+    | st.integers()
+)
 KEYS = st.sampled_from([*sorted(parts.KEPT_KEYS | parts.DROPPED_KEYS | parts.REFUSED_KINDS), "url"])
 NESTED = st.recursive(
     URLISH,
