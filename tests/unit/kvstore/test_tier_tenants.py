@@ -150,7 +150,7 @@ class Tenants(RuleBasedStateMachine):
             self.tenants.stay(key)
             thing = self.model.things.get(key)
             if thing is not None and thing.leaving and not self.model.is_over(thing):
-                thing.leaving = False
+                thing.leaving = thing.overwritten = False
                 self.model.things[key] = self.model.things.pop(key)
 
     @rule(keys=st.lists(KEYS))
