@@ -37,8 +37,9 @@ QUIET: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
     "LMCACHE_TRACK_USAGE": "false",
     "LMCACHE_DISABLE_BANNER": "1",
-    # Nobody loads an adapter that no revision was taken of.
+    # Nobody loads an adapter that no revision was taken of, and the base answers for none.
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "0",
     # A killed process leaves shared memory; that it was cleaned up after is no news.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }

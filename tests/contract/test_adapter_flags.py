@@ -43,9 +43,15 @@ def test_vllm_understands_the_flags() -> None:
     ]
 
 
-def test_nothing_is_loaded_while_an_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor looked for under a name that nobody announced."""
-    name = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+@pytest.mark.parametrize(
+    "name", ["VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SKIP_MODEL_NAME_VALIDATION"]
+)
+def test_a_name_that_nobody_announced_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And neither looked for while an engine runs, nor answered by the base."""
+    monkeypatch.setenv(name, "1")
+    assert envs.environment_variables[name]() is True
     monkeypatch.setenv(name, launch.QUIET[name])
     assert envs.environment_variables[name]() is False
 

@@ -26,9 +26,11 @@ def _running(
     factory: pytest.TempPathFactory, settings: str, model: str = MODEL
 ) -> Iterator[LiveCluster]:
     cluster = LiveCluster(factory.mktemp("cluster"), settings, model)
-    cluster.wait_ready()
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.wait_ready()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture(scope="module")

@@ -48,9 +48,11 @@ def ranked(
     prefill, decode = request.param
     settings = _SMALL.format(prefill=prefill, decode=decode)
     cluster = LiveCluster(tmp_path_factory.mktemp("cluster"), settings, str(tiny))
-    cluster.wait_ready()
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.wait_ready()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def test_greedy_output_is_that_of_one_engine(ranked: LiveCluster, prompt: Prompts) -> None:

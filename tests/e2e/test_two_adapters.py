@@ -64,9 +64,11 @@ def cluster(
     )
     home = tmp_path_factory.mktemp("cluster")
     running = LiveCluster(home, _SETTINGS + named, str(folders[BASE]))
-    running.wait_ready()
-    yield running
-    running.stop()
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.stop()
 
 
 def test_kv_ships_over_tcp(cluster: LiveCluster, prompt: Prompts) -> None:
