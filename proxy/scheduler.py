@@ -20,7 +20,7 @@ import numpy as np
 from kvstore.curves import Sample
 from kvstore.engagements import Engagements
 from kvstore.index import Directory, Residency
-from kvstore.messages import Announce
+from kvstore.messages import Announce, ServedAdapter
 from proxy.lines import Lines
 from proxy.pace import STEP_TOKENS, Pace
 from proxy.placement import Floats, Terms, Workers, place
@@ -72,6 +72,7 @@ class Scheduler:
         self._weights = weights or Weights()
         self._engagements = Engagements() if engagements is None else engagements
         self._lines: Lines[Waiting] = Lines()
+        self._wanted: set[ServedAdapter | None] = set()  # by who waits, and by some who did
         self._keys = itertools.count()
         self._promised = Promised()
         self._failures: dict[Life, _Failures] = {}
@@ -132,6 +133,7 @@ class Scheduler:
             version=self._version,
         )
         self._lines.enter(waiting)
+        self._wanted.add(prompt.adapter)
         return waiting
 
     def withdraw(self, waiting: Waiting) -> None:
@@ -142,8 +144,12 @@ class Scheduler:
         """Who waited for a worker that is not there any more; they wait no longer."""
         self._update_fleet()
         there = np.isfinite(self._workers(now).work)
-        wanted = {one.prompt.adapter for one in self._lines}
-        hopeless = {one for one in wanted if not (there & self._fleet.serving(one)).any()}
+        if not self._lines:
+            self._wanted.clear()
+        hopeless = {one for one in self._wanted if not (there & self._fleet.serving(one)).any()}
+        if not hopeless:
+            return []
+        self._wanted -= hopeless
         left = [one for one in self._lines if one.prompt.adapter in hopeless]
         for waiting in left:
             self._lines.leave(waiting)

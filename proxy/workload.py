@@ -86,12 +86,13 @@ class Roster:
         self.lately = np.zeros(len(workers))
         self.slowness = np.ones(len(workers))
         self._heard: dict[Life, float] = {}
+        self._all = np.ones(len(workers), dtype=bool)
         self._serving: dict[ServedAdapter, npt.NDArray[np.bool_]] = {}
 
     def serving(self, adapter: ServedAdapter | None) -> npt.NDArray[np.bool_]:
         """Who serves it; all of them without one."""
         if adapter is None:
-            return np.ones(len(self.workers), dtype=bool)
+            return self._all
         if adapter not in self._serving:
             if len(self._serving) >= _MOST_ADAPTERS:
                 self._serving.clear()
