@@ -15,6 +15,7 @@ from bench.audit.deployment import Deployment
 from bench.audit.deterministic import part as deterministic
 from bench.audit.errors import CannotAudit
 from bench.audit.findings import Part
+from bench.audit.refusals import part as refusals
 from bench.audit.restarting import Restarter
 from bench.audit.timing import part as timing
 from bench.audit.volatile import part as volatile
@@ -116,4 +117,6 @@ async def _audited(deployment: Deployment, options: argparse.Namespace) -> list[
                     deployment, client, asker, outcome.say, full=full, restarter=restarter
                 )
             )
+        if options.only in (None, "transport"):
+            parts.append(await refusals.audited(deployment, client, asker, outcome.say))
     return parts

@@ -130,7 +130,7 @@ def _name(arm: Arm) -> str:
 
 
 def _method(times: Times) -> str:
-    failed = f", {times.failed} requests failed" if times.failed else ""
+    failed = f", {times.failed} requests failed ({times.error})" if times.failed else ""
     return (
         f"Prompts of {PROMPT_TOKENS} random tokens of which {SHARED:.0%} are shared; time to the "
         "first token as the client sees it, arms shuffled, one probe at a time; "

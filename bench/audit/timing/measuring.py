@@ -23,10 +23,11 @@ _MOST_FAILED = 0.05
 
 @dataclass
 class Times:
-    """Seconds to the first token, by arm; and how many requests got no answer."""
+    """Seconds to the first token, by arm; how many requests got no answer, and the last ``error``."""
 
     of: dict[Arm, list[float]] = field(default_factory=lambda: {arm: [] for arm in ARMS})
     failed: int = 0
+    error: str = ""
     asked: int = 0
     seconds: float = 0.0
 
@@ -73,7 +74,7 @@ class Measuring:
                 timed = await self._asker.timed(
                     self._deployment.owner, COMPLETIONS, {"prompt": prompt}
                 )
-            self.times.failed += bool(timed.error)
+            self._note(timed.error)
 
         await asyncio.gather(*(ask(trial.victim) for trial in trials))
         await asyncio.sleep(PAUSE_SECONDS)
@@ -85,7 +86,11 @@ class Measuring:
         tenant = deployment.stranger if trial.arm.who == "other" else deployment.owner
         timed = await self._asker.timed(tenant, COMPLETIONS, {"prompt": trial.probe})
         self.times.asked += 1
-        if timed.error:
-            self.times.failed += 1
-        else:
+        self._note(timed.error)
+        if not timed.error:
             self.times.of[trial.arm].append(timed.ttft)
+
+    def _note(self, error: str) -> None:
+        if error:
+            self.times.failed += 1
+            self.times.error = error

@@ -42,7 +42,9 @@ async def audited(
     try:
         return judging.judged(times)
     except ValueError:
-        row = Finding(name="control, one tenant", verdict="invalid", why="no request was answered")
+        row = Finding(
+            name="control, one tenant", verdict="invalid", why=f"too few answers: {times.error}"
+        )
         return Part(name="statistical", findings=[row])
 
 

@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
+
+from bench.audit import processes
 from bench.audit.asking import Asker
 from bench.audit.deployment import Deployment
 from bench.audit.findings import Finding, Part
 from bench.audit.restarting import Restarter
-from bench.audit.volatile import canary, processes
+from bench.audit.volatile import canary
 from bench.audit.volatile.canary import Form
 from bench.audit.volatile.kv import TierMemory
-from bench.audit.volatile.places import SHARED_MEMORY, Walk, mounts
+from bench.audit.volatile.places import Walk, mounts
 from bench.audit.volatile.planting import planted
 from bench.audit.volatile.searching import Searcher
 from bench.audit.volatile.sending import Sending, Sent
@@ -78,13 +81,15 @@ def _swept(
     began: float,
 ) -> Sweep:
     known, running = mounts(_MOUNTS.read_text(encoding="utf-8")), processes.of(deployment)
-    folders = [*writable(known), SHARED_MEMORY, *_ALSO, deployment.config.run_dir]
+    folders = [*writable(known), processes.SHARED_MEMORY, *_ALSO, deployment.config.run_dir]
+    live = processes.mapped(running)
     with planted([folder for folder in folders if Path(folder).is_dir()], control) as files:
         sweep = Sweep(
             searcher=searcher,
             mounts=known,
             walk=Walk([mount.path for mount in known], began),
-            live=frozenset(processes.mapped(running)),
+            live=frozenset(live),
+            others=frozenset(processes.mapped(psutil.process_iter()) - live),
             planted=files,
             control=control,
             wanted=wanted,

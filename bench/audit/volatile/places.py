@@ -20,8 +20,6 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 _SLACK_SECONDS = 2.0
 """By which a file's times may lie behind the clock."""
 
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is, by definition
-
 
 class Mount(NamedTuple):
     """A file system that is mounted at ``path``; ``writable``: as far as the mount goes."""

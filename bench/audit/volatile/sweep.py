@@ -9,10 +9,11 @@ from pathlib import Path
 
 import psutil
 
+from bench.audit import processes
 from bench.audit.findings import Finding, Verdict
-from bench.audit.volatile import processes
+from bench.audit.processes import SHARED_MEMORY
 from bench.audit.volatile.canary import Form
-from bench.audit.volatile.places import SHARED_MEMORY, Mount, Walk, core_folder, swaps
+from bench.audit.volatile.places import Mount, Walk, core_folder, swaps
 from bench.audit.volatile.searching import Searched, Searcher
 
 _CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -23,13 +24,15 @@ _SHOWN = 5
 @dataclass
 class Sweep:
     """``planted``: the control's files, by folder; ``forms`` are in each. ``live``: memory that the
-    deployment shares now, by path; what is there is where it should be.
+    deployment shares now, by path; what is there is where it should be. ``others``: that other
+    programs use.
     """
 
     searcher: Searcher
     mounts: Sequence[Mount]
     walk: Walk
     live: frozenset[str]
+    others: frozenset[str]
     planted: dict[str, str]
     control: Sequence[Form]
     wanted: Sequence[Form]
@@ -71,7 +74,10 @@ class Sweep:
         for name in sorted(os.listdir(SHARED_MEMORY)):  # noqa: PTH208 - names are what is wanted
             path = f"{SHARED_MEMORY}/{name}"
             if Path(path).is_file():
-                (live if path in self.live else left).add(self.searcher.file(path))
+                if path in self.live:
+                    live.add(self.searcher.file(path))
+                elif path not in self.others:
+                    left.add(self.searcher.file(path))
         wanted = {form.name for form in self.wanted}
         meant = {name: count for name, count in live.found.items() if name in wanted}
         told = ", ".join(f"{name} {count} times" for name, count in sorted(meant.items()))
@@ -79,6 +85,8 @@ class Sweep:
             f"in memory in use, as meant, in {live.bytes >> 20} MiB: {told or 'nothing'}; "
             "figures are of what nobody uses"
         )
+        if self.others:
+            why += f"; {len(self.others)} that other programs use were left out"
         self._row(f"{SHARED_MEMORY}, left over", left, SHARED_MEMORY, why)
 
     def _cores(self, deployment: Sequence[psutil.Process]) -> None:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import psutil
 
 from bench.audit.deployment import Deployment
-from bench.audit.volatile.places import SHARED_MEMORY
+
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where POSIX shared memory is, by definition
 
 _MAPPED_AT = 5
 """The field of a line of /proc/PID/maps in which a path stands."""
