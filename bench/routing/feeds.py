@@ -13,13 +13,24 @@ from kvstore.codec import decode, encode
 from kvstore.credentials import Credentials
 from kvstore.engine_events import Removed, Stored
 from kvstore.errors import WireError
-from kvstore.messages import Announce, Snapshot, Subscribe
+from kvstore.messages import (
+    Announce,
+    Holding,
+    Snapshot,
+    Subscribe,
+    Tenancy,
+    TenantMessage,
+    Usage,
+)
 from kvstore.relay import ANNOUNCE_SECONDS
 from kvstore.relay_core import RelayCore, Told
 from kvstore.transport.sockets import SocketOptions, listen
 
 _OPTIONS = SocketOptions(max_frame_bytes=4096, send_queue=256, receive_queue=64)
 _SPARE_SOCKETS = 64
+_TIER_BYTES, _HELD_BYTES = 1 << 30, 1 << 20
+_TOLD_OF = 1024
+"""Tenants in one message."""
 
 
 def context(feeds: int) -> zmq.Context[zmq.Socket[bytes]]:
@@ -61,7 +72,7 @@ class Feed:
 
     def _announce(self) -> None:
         self._core.expire(time.monotonic())
-        self._tell([self._core.announce])
+        self._tell([self._core.announce, *self._usage()])
         self._loop.call_later(ANNOUNCE_SECONDS, self._announce)
 
     def _hear(self) -> None:
@@ -74,13 +85,22 @@ class Feed:
                 message = decode(frames[0]) if len(frames) == 1 else None
             except WireError:
                 continue
-            if isinstance(message, Subscribe):
+            if isinstance(message, Tenancy):
+                self._send(peer, encode(self._core.stand(message)[1]))
+            elif isinstance(message, Subscribe):
                 for told in self._core.subscribe(peer, message, time.monotonic()):
                     self._send(peer, encode(told))
                     if isinstance(told, Snapshot):
                         self._replayed(message.proxy)
 
-    def _tell(self, messages: Iterable[Told]) -> None:
+    def _usage(self) -> Iterable[Usage]:
+        """As if every tenant that it was told of had something here."""
+        worker = self._core.announce.worker
+        tags = [one.tag for part in self._core.tenancies() for one in part.standings]
+        holdings = tuple(Holding(tag, _HELD_BYTES) for tag in tags[:_TOLD_OF])
+        return [Usage(worker, "gpu", _TIER_BYTES, 0, 1, holdings)] if holdings else []
+
+    def _tell(self, messages: Iterable[Told | TenantMessage]) -> None:
         for message in messages:
             frame = encode(message)
             for peer in self._core.subscribers:

@@ -94,7 +94,7 @@ async def measure(amounts: Amounts, model: Path, say: Say) -> Taken:
     """All rounds. Raises StartFailed, RoutingFailed."""
     where = cores()
     # Sockets need short paths.
-    with tempfile.TemporaryDirectory(prefix="kvf-r-") as folder, _bound(where.clients):
+    with tempfile.TemporaryDirectory(prefix="kvf-r-") as folder, bound_to(where.clients):
         async with AsyncExitStack() as stack:
             floor = Floor(stack, amounts, Places(Path(folder), model, where))
             await floor.open(say)
@@ -114,7 +114,7 @@ async def measure(amounts: Amounts, model: Path, say: Say) -> Taken:
 
 
 @contextmanager
-def _bound(core: int) -> Iterator[None]:
+def bound_to(core: int) -> Iterator[None]:
     """This process on ``core`` alone."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})

@@ -9,8 +9,9 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from bench import processes
 from bench.client import Client, Endpoint
@@ -31,6 +32,7 @@ ADVICE = f"{PEER}, which kvferry is compared with, is not installed: run `make p
 _PROBE_SECONDS = 5.0
 _PORTS_FROM, _PORTS_TO = 10_000, 32_000
 """Below those that systems give away by themselves."""
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Fleet:
@@ -79,14 +81,23 @@ class Fleet:
 class Kvferry:
     """kvferry's proxy as ``kvferry up`` starts it."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, packages: Path | None = None) -> None:
+        """``packages``: the folder it is imported from, where that is not the installed one."""
         self.base = f"127.0.0.1:{fleet.config.proxy.port}"
         self._fleet = fleet
+        self._packages = packages
 
     async def start(self) -> Child:
         """Returns when it knows all workers. Raises StartFailed."""
-        command = [sys.executable, "-m", "proxy", "--config", str(self._fleet.file)]
-        child = _launched("proxy", self._fleet.cores.router, command, self._fleet.file.parent)
+        command = ["-m", "proxy", "--config", str(self._fleet.file)]
+        environ = {}
+        if self._packages is not None:
+            # Or the current folder would come before it.
+            command = ["-P", *command]
+            environ = {"PYTHONPATH": str(self._packages)}
+        command = [sys.executable, *command]
+        logs = self._fleet.file.parent
+        child = _launched("proxy", self._fleet.cores.router, command, logs, environ)
         config = self._fleet.config
         wanted = {role: config.workers(role).count for role in ROLES}
 
@@ -196,8 +207,10 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _launched(name: str, core: int, command: Sequence[str], logs: Path) -> Child:
-    environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+def _launched(
+    name: str, core: int, command: Sequence[str], logs: Path, special: Mapping[str, str] = _NOTHING
+) -> Child:
+    environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **special}
     return processes.launch(name, processes.bound(core, command), environ, logs)
 
 
