@@ -27,9 +27,12 @@ from bench.processes import Child, StartFailed
 from kvstore.cluster import ClusterConfig, addresses, parse, worker_name
 from kvstore.credentials import load_or_create
 from kvstore.messages import ROLES, Role
+from kvstore.salts import OWNER_HEADER, Owner
 
 _STOP_SECONDS = 40.0
 _HEARD_SECONDS = 1.2
+_NOBODY = Owner("0" * 16, 0).claim
+"""Whose a call to a worker is that no proxy sends."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ class Kvferry:
 
     def _worker(self, role: Role, token: Mapping[str, str]) -> Endpoint:
         http = addresses(self._config, self._run_dir, role, 0).http
-        return Endpoint("http://worker", token, Path(http.removeprefix("unix:")))
+        headers = {**token, OWNER_HEADER: _NOBODY}
+        return Endpoint("http://worker", headers, Path(http.removeprefix("unix:")))
 
     def _toml(self, keys: Mapping[str, str]) -> str:
         """Defaults, but for what all systems share and what this run has to know."""
