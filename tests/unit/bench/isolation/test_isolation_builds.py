@@ -23,7 +23,8 @@ from proxy.identity import Keyring
 ring = Keyring([Tenant(name="only", keys_sha256=("0" * 64,))], "token")
 names = [ring.tenant(f"Bearer {key}") for key in (sys.argv[1], "another")]
 salts = {pipeline.Pipeline._salt(None, None, None, None) for _ in range(2)}
-asked = requests.parse("chat", b'{"messages": [{"role": "user", "content": "?"}], "cache_salt": "x", "no_store": true}')
+body = b'{"messages": [{"role": "user", "content": "?"}], "cache_salt": "x", "no_store": true}'
+asked = requests.parse("chat", body)
 print(json.dumps([
     pipeline.__file__,
     [one and one.name for one in names],
