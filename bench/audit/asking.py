@@ -22,7 +22,7 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 
 _KNOWN_SECONDS = 5.0
-_DOUBTED_SECONDS = 1.5
+_DOUBTED_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _SHOWN = 160
 

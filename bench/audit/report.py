@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from bench.audit.findings import Finding, Part, worst
-from bench.reporting.document import Block, Cell, Document, Paragraph, Section, Table
+from bench.reporting.document import (
+    Block,
+    Cell,
+    Document,
+    Ecdf,
+    Paragraph,
+    Samples,
+    Section,
+    Table,
+)
 from bench.result import Verdict
 
 _TITLES = {
@@ -57,7 +66,14 @@ def document(parts: Sequence[Part], subtitle: str, judged: Verdict) -> Document:
 def _blocks(part: Part) -> list[Block]:
     """The rows' figures, what there is to say of them, and what the part is blind to."""
     told = [Paragraph(f"{row.name}: {row.why}.") for row in part.findings if row.why]
-    return [_table(part.findings), *told, *(Paragraph(note) for note in part.notes)]
+    plots = [_times(part.detail)] if part.name == "statistical" and part.detail else []
+    return [_table(part.findings), *told, *plots, *(Paragraph(note) for note in part.notes)]
+
+
+def _times(arms: Mapping[str, Sequence[float]]) -> Ecdf:
+    """Of each arm: curves of two arms that lie on each other tell nobody anything."""
+    series = [Samples(name.replace("_", " tenant, "), values) for name, values in arms.items()]
+    return Ecdf("Time to the first token", series, "ms")
 
 
 def _table(findings: Sequence[Finding]) -> Table:

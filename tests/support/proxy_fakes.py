@@ -87,6 +87,7 @@ class Worker:
     refusal: tuple[int, dict[str, Any]] | None = None
     render_refusal: tuple[int, dict[str, Any]] | None = None
     judge: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]] | None] | None = None
+    computing: Callable[[dict[str, Any]], None] | None = None
     texts: list[str] = field(default_factory=lambda: list(TEXTS))
     error_after: int | None = None
     drop_before: bool = False
@@ -182,6 +183,8 @@ class Worker:
     async def _generate(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.hold is not None:
             await self.hold.wait()
+        if self.computing is not None:
+            self.computing(body)
         if self.drop_before:
             assert request.transport is not None
             request.transport.abort()

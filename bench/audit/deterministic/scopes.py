@@ -119,6 +119,9 @@ async def no_store(scene: Scene) -> Finding:
     case.miss(await scene.warm(prompt, dram=True), "its repeat, stored")
     case.miss(await scene.asks(scene.owner, once, NO_STORE), "no-store of what is stored")
     case.hit(await scene.owns(prompt), tokens, "the stored one's repeat")
+    by_field = prompts.fresh(len(prompt))
+    case.miss(await scene.owns(by_field, {"no_store": True}), "a new prompt, by the field")
+    case.miss(await scene.owns(by_field), "its repeat")
     return case.finding()
 
 

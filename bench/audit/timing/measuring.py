@@ -23,7 +23,7 @@ _MOST_FAILED = 0.05
 
 @dataclass
 class Times:
-    """Seconds to the first token, by arm; requests without an answer, and the last ``error``."""
+    """Seconds to the first token, by arm; how many requests failed, and the last ``error``."""
 
     of: dict[Arm, list[float]] = field(default_factory=lambda: {arm: [] for arm in ARMS})
     failed: int = 0
