@@ -56,9 +56,9 @@ class Exchange:
             await self._send(event)
 
 
-async def finish(serving: asyncio.Future[None], seconds: float = GRACE_SECONDS) -> None:
-    """Awaits the application's end; after ``seconds`` it is cancelled."""
-    await asyncio.wait({serving}, timeout=seconds)
+async def finish(serving: asyncio.Future[None]) -> None:
+    """Awaits the application's end; after ``GRACE_SECONDS`` it is cancelled."""
+    await asyncio.wait({serving}, timeout=GRACE_SECONDS)
     serving.cancel()
     await asyncio.wait({serving})
     if not serving.cancelled():

@@ -113,10 +113,40 @@ def test_what_the_engine_has_queued_is_in_the_pages_after_the_fence() -> None:
     assert (array == 7).all()
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("page_bytes", PAGES)
+@pytest.mark.parametrize("straight", [False, True])
+def test_wiped_pages_are_zero_and_no_others(page_bytes: int, straight: bool) -> None:
+    pages, wiped = layers(BLOCKS, page_bytes), some_blocks(3)
+    others = [block for block in range(BLOCKS) if block not in wiped]
+    before = contents(pages, others)
+    DevicePages(pages, straight_bytes=page_bytes if straight else page_bytes + 1).wipe(wiped)
+    assert not contents(pages, wiped).any()
+    np.testing.assert_array_equal(contents(pages, others), before)
+
+
+def test_wiping_comes_after_what_the_engine_has_queued_and_before_what_it_queues() -> None:
+    pages = layers(BLOCKS, 64 << 10)
+    moved = DevicePages(pages)
+    slow = torch.rand((4096, 4096), device="cuda")
+    for _ in range(20):
+        slow = slow @ slow.clamp(max=0.001)
+    for layer in pages:
+        layer.fill_(7)
+    moved.wipe([5, 6])
+    for layer in pages:
+        layer[6].fill_(3)
+    assert not contents(pages, [5]).any()
+    assert (contents(pages, [6]) == 3).all()
+    assert (contents(pages, [4]) == 7).all()
+
+
 def test_a_block_outside_the_pages_is_refused() -> None:
     pages = DevicePages(layers(BLOCKS, 4096))
     with pytest.raises(IndexError, match="blocks 0 to 39"):
         pages.gather([BLOCKS], np.zeros(LAYERS * 4096, dtype=np.uint8))
+    with pytest.raises(IndexError, match="blocks 0 to 39"):
+        pages.wipe([BLOCKS])
 
 
 @pytest.mark.usefixtures("kernels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,8 @@ from decode.working import DecodeWorking
 from kvstore.messages import FailReason
 from kvstore.receiving import Ended
 from kvstore.transfer import Prompt
-from tests.support.wipes import no_wiping
+from kvstore.wiping import Wipes, Wiping
+from tests.support.wipes import CountedWipes, no_wiping
 
 TRANSFER = bytes(16)
 
@@ -101,3 +103,20 @@ def test_what_an_earlier_step_writes_is_written_before_it_is_fetched_into() -> N
     subject.before_forward(Orders(fetches=[order()]))
     assert one.fetched_at_fence == 0
     assert one.fetched == [TRANSFER]
+
+
+def test_pages_are_overwritten_once_nothing_is_written_and_before_anything_is_fetched() -> None:
+    pages, part = CountedWipes(), Slice()
+    seen: list[tuple[int, int]] = []
+
+    class Pages(CountedWipes):
+        def wipe(self, blocks: Sequence[int]) -> None:
+            seen.append((len(part.aborted), len(part.fetched)))
+            pages.wipe(blocks)
+
+    wiping = Wiping(Pages())
+    subject = DecodeWorking(cast("Any", [part]), wiping)
+    orders = Orders(aborts=[TRANSFER], wipes=Wipes(2, [5]), fetches=[order()], idle=True)
+    subject.before_forward(orders)
+    assert (seen, pages.wiped, wiping.take_done()) == ([(1, 0)], [5], 2)
+    assert len(part.fetched) == 1

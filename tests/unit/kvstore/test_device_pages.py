@@ -103,15 +103,35 @@ def test_page_locked_memory_is_copied_without_a_bounce(monkeypatch: pytest.Monke
     np.testing.assert_array_equal(reference(pages, [6, 7]), buffer)
 
 
+@pytest.mark.parametrize("straight_bytes", [PAGE, PAGE + 1])
+def test_wiping_waits_for_the_engine_and_clears_the_pages_named_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, straight_bytes: int
+) -> None:
+    pages, wiped = layers(), [7, 2, 9]
+    others = [block for block in range(BLOCKS) if block not in wiped]
+    before, fenced = reference(pages, others), []
+    moved = DevicePages(pages, straight_bytes=straight_bytes)
+    monkeypatch.setattr(moved, "fence", lambda: fenced.append(bool(reference(pages, wiped).any())))
+    moved.wipe(wiped)
+    assert fenced == [True]
+    assert not reference(pages, wiped).any()
+    np.testing.assert_array_equal(reference(pages, others), before)
+
+
 @pytest.mark.parametrize("block", [-1, BLOCKS])
 @pytest.mark.parametrize("straight_bytes", [PAGE, PAGE + 1])
-def test_a_block_outside_the_pages_is_refused_not_wrapped(block: int, straight_bytes: int) -> None:
+def test_a_block_outside_the_pages_is_refused_not_wrapped(
+    monkeypatch: pytest.MonkeyPatch, block: int, straight_bytes: int
+) -> None:
     pages = DevicePages(layers(), straight_bytes=straight_bytes)
     buffer = np.zeros(LAYERS * PAGE, dtype=np.uint8)
     with pytest.raises(IndexError, match="blocks 0 to 10"):
         pages.gather([block], buffer)
     with pytest.raises(IndexError, match="blocks 0 to 10"):
         pages.scatter([block], buffer)
+    monkeypatch.setattr(pages, "fence", lambda: None)
+    with pytest.raises(IndexError, match="blocks 0 to 10"):
+        pages.wipe([block])
 
 
 def test_pages_of_no_whole_words_are_refused() -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from kvstore.handoff import PrefillReport
 from kvstore.layout import KVGroup
-from kvstore.tier import NoLookup, TierLookup
+from kvstore.tier import NoLookup, TierKey, TierLookup
 from kvstore.tier_shape import Part
 from prefill.orders import Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
 from tests.support.block_holds import CountedHolds
-from tests.support.engine_request import SALT, Request
+from tests.support.engine_request import ONCE, SALT, Request
 
 BLOCK = 4
 
@@ -255,3 +255,48 @@ def test_a_store_names_the_blocks_it_holds() -> None:
     named = {op.part: (op.start, op.end, op.names) for op in orders.stores}
     assert named["chunks"] == (0, 24, b"".join(block[:16] for block in hashes[:6]))
     assert named["window"] == (16, 24, hashes[4][:16] + hashes[5][:16])
+
+
+# --- requests of which nothing may be kept
+
+
+class Watched(NoLookup):
+    """A tier that would hold all of it."""
+
+    chunk_tokens = 8
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def start(self, key: TierKey) -> None:
+        self.asked.append(key.request)
+
+    def poll(self, request: str) -> int:
+        return 16
+
+
+@pytest.mark.parametrize(("salt", "kept"), [(SALT, True), (ONCE, False), ("other", False)])
+def test_the_tier_hears_only_of_what_may_be_kept(salt: str, kept: bool) -> None:
+    tier = Watched()
+    subject = PrefillScheduling(tier, (KVGroup(),), BLOCK, 30.0, CountedHolds(), lambda: 0.0)
+    ticket: dict[str, object] = {"kvferry": {"transfer": "0" * 32, "ttl_ms": 1000}}
+    subject.added(Request("r", list(range(20)), salt, ticket))
+    external = subject.matched("r", 0)
+    assert (tier.asked, external) == ((["r"], 16) if kept else ([], 0))
+    subject.allocated("r", [[1, 2, 3, 4, 5]], external or 0)
+    subject.loaded(["r"])
+    orders = subject.step([Scheduled("r", external or 0, 20 - (external or 0), [[1, 2, 3, 4, 5]])])
+    assert bool(orders.loads) == kept
+    assert len(orders.openings) == 1, "it is shipped all the same"
+    other = scheduling(tier=NoChunks())
+    other.added(Request("s", list(range(20)), salt, None))
+    assert other.matched("s", 0) == 0
+    other.allocated("s", [[1, 2, 3, 4, 5]], 0)
+    orders = other.step([Scheduled("s", 0, 20, [[1, 2, 3, 4, 5]])])
+    assert bool(orders.stores) == kept
+
+
+class NoChunks(NoLookup):
+    """A tier that holds nothing yet."""
+
+    chunk_tokens = 8

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
 from kvstore.tier import NoCopy, TierOp, TierResult
 from kvstore.transfer import Prompt
+from kvstore.wiping import Wipes, Wiping
 from prefill.orders import Opening, Orders, Supply
 from prefill.working import PrefillWorking
 from tests.support.wipes import no_wiping
@@ -71,6 +73,31 @@ def test_a_load_is_over_with_its_last_part_and_fails_with_any(outcomes: tuple[bo
     assert reports.loaded == {"r"}
     assert reports.failed == (set() if all(outcomes) else {"r"})
     assert not working.reports().loaded
+
+
+def test_pages_are_overwritten_when_nobody_reads_them_any_more_and_before_they_are_loaded() -> None:
+    done: list[str] = []
+
+    class Pages:
+        def wipe(self, blocks: Sequence[int]) -> None:
+            done.append(f"wipe {blocks}")
+
+    class Tier(Copies):
+        def load(self, op: TierOp) -> None:
+            done.append("load")
+
+    part = Slice()
+    part.calls = done
+    wiping = Wiping(Pages())
+    working = PrefillWorking([cast("Any", part)], Tier(), wiping)
+    orders = Orders(
+        withdrawals=[("r", bytes(16))],
+        wipes=Wipes(4, [5, 6]),
+        loads=[TierOp(0, "s", [1], "s", 0, 1, [5])],
+    )
+    working.before_forward(orders)
+    assert done == ["withdraw", "wipe [5, 6]", "load"]
+    assert wiping.take_done() == 4
 
 
 def test_a_request_is_free_when_every_slice_of_it_has_settled() -> None:
