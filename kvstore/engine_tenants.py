@@ -31,7 +31,7 @@ TELL_SECONDS = 1.0
 """How often what is held of tenants is told while it changes."""
 
 TELL_IDLE_SECONDS = 0.05
-"""And at least how long after the last time an engine that becomes idle tells how it is left."""
+"""How long after the last time, at least, an engine that becomes idle tells how it is left."""
 
 LATE_SECONDS = 5.0
 """A flush that takes longer is warned of, once; it goes on."""
@@ -97,7 +97,9 @@ class EngineTenants:
         self._told: list[Usage | Wiped] = []
         self._last_told: Mapping[str, tuple[int, int]] | None = None
         self._looked_at = float("-inf")
+        self._busy_since: float | None = None
         self._seen_changes = -1
+        self._flushed = False
 
     def added(self, request: EngineRequest) -> bool:
         """A request joins the engine's queue; whether it is an errand, and nobody else's."""
@@ -156,7 +158,8 @@ class EngineTenants:
 
     def restless(self) -> bool:
         """Whether the engine must take another step though no request needs one."""
-        return bool(self._pool.soiled) or self._pool.changes != self._seen_changes
+        unseen = self._flushed or self._pool.changes != self._seen_changes
+        return unseen or self._pool.soiled > 0
 
     # -- inside
 
@@ -191,17 +194,28 @@ class EngineTenants:
                 size = flush.blocks * self._block_bytes
                 self._told.append(Wiped(self._worker, "gpu", tag, flush.epoch, size, taken))
                 # How much is left is told with the next step, and there is one.
-                self._looked_at, self._seen_changes = float("-inf"), -1
+                self._flushed = True
             elif taken > LATE_SECONDS and not flush.warned:
                 flush.warned = True
                 log.warning("memory of a flushed tenant is in use for %.0f s", taken)
 
     def _look(self, idle: bool) -> None:
-        """Tell what is held, if it is time and something has changed."""
+        """Tell what is held, if it is time and something has changed.
+
+        Time is when the engine becomes idle, and while it does not, every now and then: what it
+        tells as it begins would keep it from resting when it is soon done.
+        """
         now = self._clock()
-        if now < self._looked_at + (TELL_IDLE_SECONDS if idle else TELL_SECONDS):
+        if idle:
+            self._busy_since = None
+        elif self._busy_since is None:
+            self._busy_since = now
+        due = self._looked_at + TELL_IDLE_SECONDS
+        if self._busy_since is not None:
+            due = max(self._looked_at, self._busy_since) + TELL_SECONDS
+        if now < due and not self._flushed:
             return
-        self._looked_at, self._seen_changes = now, self._pool.changes
+        self._looked_at, self._seen_changes, self._flushed = now, self._pool.changes, False
         held = self._pool.holdings()
         if held != self._last_told:
             self._last_told = held

@@ -193,15 +193,15 @@ def test_a_request_claims_its_blocks_under_its_salt_while_it_lives() -> None:
 
 def test_usage_is_told_when_it_changes_at_most_once_a_second_while_busy() -> None:
     engine = Engine()
-    engine.tenants.step([])
+    engine.tenants.step([], idle=True)
     assert engine.told(Usage) == [Usage("prefill-0", "gpu", 100 * SIZE, 0, 1, ())]
     engine.pool.held = {TAG: (2, 3)}
     engine.pool.changes += 1
-    for _ in range(3):
-        engine.now += TELL_SECONDS / 4
+    engine.now += 60.0
+    for _ in range(4):
         engine.tenants.step([])
         assert engine.told(Usage) == []
-    engine.now += TELL_SECONDS / 4
+        engine.now += TELL_SECONDS / 4
     engine.tenants.step([])
     (usage,) = engine.told(Usage)
     assert usage.holdings == (Holding(TAG, 2 * SIZE, 3 * SIZE),)
@@ -212,7 +212,7 @@ def test_usage_is_told_when_it_changes_at_most_once_a_second_while_busy() -> Non
 
 def test_an_engine_that_becomes_idle_does_not_rest_before_it_has_told_how_it_is_left() -> None:
     engine = Engine()
-    engine.tenants.step([])
+    engine.tenants.step([], idle=True)
     engine.tenants.take_told()
     assert not engine.tenants.restless()
     engine.pool.held = {TAG: (1, 0)}
@@ -226,10 +226,27 @@ def test_an_engine_that_becomes_idle_does_not_rest_before_it_has_told_how_it_is_
     assert steps == 5
 
 
+def test_a_request_that_is_soon_done_is_told_of_when_it_is_and_the_engine_rests() -> None:
+    engine = Engine()
+    engine.tenants.step([], idle=True)
+    engine.tenants.take_told()
+    engine.now += 60.0
+    engine.pool.held = {TAG: (0, 1)}
+    engine.pool.changes += 1
+    engine.tenants.step([])
+    engine.tenants.step([])
+    assert engine.told(Usage) == []
+    engine.pool.held = {TAG: (1, 0)}
+    engine.pool.changes += 1
+    engine.tenants.step([], idle=True)
+    assert [one.holdings for one in engine.told(Usage)] == [(Holding(TAG, SIZE, 0),)]
+    assert not engine.tenants.restless()
+
+
 def test_many_tenants_are_told_in_parts() -> None:
     engine = Engine()
     engine.pool.held = {f"{number:016x}": (1, 0) for number in range(1025)}
-    engine.tenants.step([])
+    engine.tenants.step([], idle=True)
     told = engine.told(Usage)
     assert [(one.part, one.parts, len(one.holdings)) for one in told] == [(0, 2, 1024), (1, 2, 1)]
 
