@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from openai import OpenAI
 
@@ -360,3 +361,13 @@ def test_no_block_is_left_behind(cluster: LiveCluster, prompt: Prompts) -> None:
         return sum(usage)
 
     until(lambda: held() == 0, 10, "no engine holds a block")
+
+
+def test_no_process_may_dump_core(cluster: LiveCluster) -> None:
+    up = psutil.Process(cluster.process.pid)
+    processes = [up, *up.children(recursive=True)]
+    commands = " ".join(word for process in processes for word in process.cmdline())
+    for part in ("VLLM::EngineCore", "lmcache", "-m proxy"):
+        assert part in commands
+    for process in processes:
+        assert process.rlimit(psutil.RLIMIT_CORE) == (1, 1), process.cmdline()
