@@ -30,7 +30,7 @@ _RETRY_SECONDS = 0.1
 _BURST = 64
 _OPTIONS = SocketOptions(
     max_frame_bytes=MAX_HEADER_BYTES,
-    send_queue=2048,
+    send_queue=2048,  # What holds for all tenants, 64 at a time, is told at once.
     receive_queue=1000,
     heartbeats=False,  # The server's announcements tell whether it is there.
 )

@@ -53,9 +53,11 @@ class WipeReports:
                 relay.told[tag] = wiped.epoch
                 yield peer, wiped
 
-    def forget(self, peer: bytes) -> None:
-        """Something could not be told to that relay."""
-        self._relays.pop(peer, None)
+    def missed(self, peer: bytes, wiped: Wiped) -> None:
+        """This could not be told to that relay, and is owed to it again."""
+        relay = self._relays.setdefault(peer, _Relay())
+        relay.told.pop(wiped.tag, None)
+        relay.owed.setdefault(wiped.tag, wiped)
 
     def keep(self, relays: Collection[bytes]) -> None:
         """Forgets all relays but these: one that comes again is told again."""

@@ -45,8 +45,7 @@ _STOP_SECONDS = 2.0
 _NOWHERE = ""
 """The scope of workers whose engine has not been heard of: nothing is filed in it."""
 
-_OPTIONS = SocketOptions(max_frame_bytes=4096, send_queue=256, receive_queue=2048)
-"""A relay tells every second what holds for all tenants, 64 at a time (``standings.MAX_TAGS``)."""
+_OPTIONS = SocketOptions(max_frame_bytes=4096, send_queue=256, receive_queue=64)
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +195,8 @@ class _Feed:
         for one in wiped:
             self._reports.done(one, self._subscribers())
         for peer, told in self._reports.take():
-            self._send(peer, encode(told))
+            if not self._send(peer, encode(told)):
+                self._reports.missed(peer, told)
 
     def announce(self, now: float) -> None:
         """Tells all subscribers that we are there and what is held of tenants, every second."""
@@ -242,7 +242,6 @@ class _Feed:
         except zmq.ZMQError as error:
             # Gone, or its queue is full: either way it would miss this one.
             log.info("feed: relay dropped: %s", error.strerror)
-            self._reports.forget(peer)
             for core in self._cores.values():
                 core.drop(peer)
             return False

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -120,6 +125,25 @@ def test_where_all_is_in_use_a_store_is_lost_and_the_next_is_not(l1: L1) -> None
     assert l1.held(ALICE, range(OBJECTS)) == [n for n in range(OBJECTS) if n != 5]
 
 
+def test_what_is_in_use_is_passed_over(l1: L1) -> None:
+    l1.store(ALICE, range(OBJECTS))
+    assert l1.lock(ALICE, range(12, OBJECTS)) == [*range(12, OBJECTS)]  # the oldest
+    assert l1.store(BOB, [1]) == [1]
+    assert l1.held(ALICE, range(OBJECTS)) == [n for n in range(OBJECTS) if n != 11]
+
+
+def test_what_comes_into_use_while_it_is_taken_stays(l1: L1) -> None:
+    l1.store(ALICE, range(OBJECTS))
+    l1.lock(ALICE, range(OBJECTS))
+    evictable, l1.tenants._evictable = l1.tenants._evictable, lambda _key: True
+    assert l1.store(BOB, [1]) == []
+    assert held(l1) == {tag_of("alice"): OBJECTS}
+    l1.tenants._evictable = evictable
+    l1.unlock(ALICE, range(OBJECTS))
+    assert l1.store(BOB, range(16)) == [*range(16)]
+    assert held(l1) == {tag_of("alice"): 16, tag_of("bob"): 16}
+
+
 def test_memory_in_pieces_is_put_together(l1: L1) -> None:
     l1.store(ALICE, range(OBJECTS))
     l1.manager.touch_keys(keys(ALICE, range(0, OBJECTS, 2)))  # neighbours do not go together
@@ -136,6 +160,14 @@ def test_of_a_prompt_the_end_goes_first(l1: L1) -> None:
     l1.store(salt_of("carol"), range(8))
     assert l1.held(ALICE, range(16)) == [*range(len(l1.held(ALICE, range(16))))]
     assert len(l1.held(ALICE, range(16))) < 16
+
+
+def test_what_was_not_used_for_longest_goes_first(l1: L1) -> None:
+    for number in range(OBJECTS):
+        l1.store(ALICE, [number])
+    l1.manager.touch_keys(keys(ALICE, [0, 2]))
+    l1.store(BOB, [1, 2])
+    assert l1.held(ALICE, range(6)) == [0, 2, 4, 5]
 
 
 def test_some_memory_is_kept_free(l1: L1, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +311,54 @@ def test_clearing_leaves_what_is_in_use(l1: L1) -> None:
     assert held(l1) == {tag_of("alice"): 1}
     l1.manager.clear(force=True)
     assert held(l1) == {}
+
+
+def test_all_at_once() -> None:
+    """Writers, readers, flushes and the thread that keeps memory free, for two seconds."""
+    l1 = L1(OBJECTS)
+    l1.tenants.start()
+    until, choose = time.monotonic() + 2.0, random.Random(3)
+    stores: Counter[str] = Counter()
+
+    def write(tenant: str) -> None:
+        number = 0
+        while time.monotonic() < until:
+            salt = salt_of(tenant, epochs[tenant])
+            stores[tenant] += len(l1.store(salt, range(number, number + 4)))
+            number = (number + 4) % 100
+
+    def read(tenant: str) -> None:
+        while time.monotonic() < until:
+            l1.held(salt_of(tenant, epochs[tenant]), range(100))
+
+    def disturb() -> None:
+        while time.monotonic() < until:
+            epochs["alice"] += choose.randint(0, 1)
+            share(l1, "alice", 0.0, choose.random(), epochs["alice"])
+            l1.manager.clear()
+            time.sleep(0.01)
+
+    epochs = {"alice": 0, "bob": 0}
+    work: list[Callable[[], None]] = [
+        partial(write, "alice"),
+        partial(write, "bob"),
+        partial(read, "alice"),
+        disturb,
+    ]
+    try:
+        with ThreadPoolExecutor(len(work)) as pool:
+            for done in [pool.submit(part) for part in work]:
+                done.result(timeout=30)
+        flush(l1, "alice", epochs["alice"] + 1)
+        l1.tenants.turn()
+        assert min(stores["alice"], stores["bob"]) > 20
+        assert l1.free_is_blank()
+        assert set(held(l1)) <= {tag_of("bob")}
+        assert {k.cache_salt for k in l1.manager._objects} <= {BOB}
+        assert sum(held(l1).values()) == len(l1.manager._objects)
+        assert not l1.manager._staging
+    finally:
+        l1.close()
 
 
 def test_the_feed_hears_of_all_of_it(l1: L1) -> None:

@@ -252,23 +252,17 @@ def test_old_chunks_make_room_for_new_ones(server: LMCacheServer) -> None:
             assert tier.found(f"old-{seed}", tokens, SALT) >= 0
             tier.lookup.end(f"old-{seed}")
         assert tier.unlocked()
-        assert until(lambda: store_and_load(tier, 77), seconds=5)
+        assert store_and_load(tier, 77)
 
 
 def store_and_load(tier: Both, seed: int) -> bool:
-    """Whether it was held; eviction runs beside us, so a store may have found no room."""
-    assert store(tier, seed)
-    if tier.found("r", prompt(seed), SALT) != HELD:
-        tier.lookup.end("r")
-        return False
-    tier.lookup.end("r")
-    return load(tier, seed, range(20, 28))
+    return store(tier, seed) and load(tier, seed, range(20, 28))
 
 
 def test_bytes_that_have_changed_in_memory_are_never_used(
     server: LMCacheServer, tier: Both
 ) -> None:
-    assert until(lambda: store_and_load(tier, 7), seconds=5)
+    assert store_and_load(tier, 7)
     (path,) = Path("/dev/shm").glob(f"*{server.name}*")
     segment = np.memmap(path, dtype=np.uint8, mode="r+")
     page = bits(tier.caches, [5])[2].numpy().view(np.uint8).reshape(-1)
@@ -279,7 +273,26 @@ def test_bytes_that_have_changed_in_memory_are_never_used(
     assert not load(tier, 7, range(20, 28))
     assert tier.unlocked()
     assert tier.found("again", prompt(7), SALT) == 0
-    assert until(lambda: store_and_load(tier, 7), seconds=5)
+    assert store_and_load(tier, 7)
+
+
+def test_what_is_overwritten_under_its_reader_costs_nobody_else_the_tier(
+    server: LMCacheServer, tier: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a flush does: that is no reason to clear all of it."""
+    cleared: list[Registration] = []
+    monkeypatch.setattr(Registration, "clear", cleared.append)
+    assert store(tier, 8)
+    assert tier.found("reader", prompt(8), SALT) == HELD
+    tier.lookup.keep("reader", 0, HELD)
+    (path,) = Path("/dev/shm").glob(f"*{server.name}*")
+    np.memmap(path, dtype=np.uint8, mode="r+")[:] = 0
+    tier.copy.load(tier.op("reader", prompt(8), SALT, range(20, 28)))
+    (result,) = tier.await_results(1)
+    assert (result.ok, result.reason, cleared) == (False, "overwritten", [])
+    tier.lookup.end("reader")
+    assert tier.unlocked()
+    server.clear()
 
 
 def test_a_reservation_that_was_never_filled_is_never_used(server: LMCacheServer) -> None:

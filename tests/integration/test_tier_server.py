@@ -257,9 +257,10 @@ def test_what_holds_for_tenants_reaches_the_memory(
     server: TierServer, relay: Follower, memory: Memory
 ) -> None:
     """All of them at once, as a relay tells them every second."""
+    relay.tell()  # once it is connected
     standings = [Standing(tag, 1, 0.25, 0.5) for tag in TAGS]
     for start in range(0, len(standings), 64):
-        relay.tell(*standings[start : start + 64])
+        assert relay.feed.tell(Tenancy("w", tuple(standings[start : start + 64])))
     until(lambda: list(memory.standings.values()) == standings, relay)
 
 
@@ -322,3 +323,26 @@ def test_many_flushes_at_once_lose_no_relay(
     until(lambda: len(relay.wiped) == len(TAGS), relay, seconds=30)
     assert {wiped.tag for wiped in relay.wiped} == set(TAGS)
     assert not any("dropped" in message for message in caplog.messages)
+
+
+def test_a_flush_that_could_not_be_told_is_told_again(
+    uri: str, monkeypatch: pytest.MonkeyPatch, memory: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tier_server, "_OPTIONS", SocketOptions(4096, send_queue=4))
+    monkeypatch.setattr(tier_feed, "_OPTIONS", SocketOptions(receive_queue=1, heartbeats=False))
+    caplog.set_level(logging.INFO)
+    server, relay = TierServer(uri, memory), Follower(uri)
+    standings = [Standing(tag, 1) for tag in TAGS[:64]]
+    try:
+        relay.tell(*standings)
+        until(lambda: len(memory.standings) == 64, relay)
+        memory.held = [Usage("dram", "dram", 0, part, 2048, ()) for part in range(2048)]
+        until(lambda: any("relay dropped" in message for message in caplog.messages))
+        memory.done = [Wiped("dram", "dram", tag, 1, 0, 0.0) for tag in TAGS[:64]]
+        time.sleep(0.2)
+        memory.held = []
+        relay.tell(*standings)
+        until(lambda: {one.tag for one in relay.wiped} == set(TAGS[:64]), relay)
+    finally:
+        relay.close()
+        server.close()

@@ -35,10 +35,13 @@ class Reports(RuleBasedStateMachine):
         self.done[tag] = self.done.get(tag, 0) + 1
         self.reports.done(wiped(tag, self.done[tag]), self.here)
 
-    @rule()
-    def tell(self) -> None:
+    @rule(lost=st.sets(st.integers(0, 8)))
+    def tell(self, lost: set[int]) -> None:
         told: dict[bytes, dict[str, int]] = {}
-        for peer, report in self.reports.take():
+        for number, (peer, report) in enumerate(self.reports.take()):
+            if number in lost:
+                self.reports.missed(peer, report)
+                continue
             assert report.tag not in told.setdefault(peer, {})
             told[peer][report.tag] = report.epoch
         for peer in self.here:
@@ -46,17 +49,11 @@ class Reports(RuleBasedStateMachine):
                 assert epoch == self.done[tag] > self.knows[peer].get(tag, 0)
             self.knows[peer] |= told.get(peer, {})
 
-    @rule(lost=st.sampled_from(PEERS))
-    def lose(self, lost: bytes) -> None:
-        self.reports.forget(lost)
-        if lost in self.knows:
-            self.knows[lost] = {}
-
     @rule()
     def everybody_says_what_holds_and_knows_then_what_is_done(self) -> None:
         for peer in self.here:
             self.reports.asked(peer, [Standing(tag, epoch) for tag, epoch in self.done.items()])
-        self.tell()
+        self.tell(set())
         assert all(known == self.done for known in self.knows.values())
 
 
