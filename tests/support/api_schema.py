@@ -19,6 +19,7 @@ _OURS = {
     "prompt_cache_isolation_key": {"type": "string", "minLength": 1, "maxLength": 256},
     "prompt_cache_key": {"type": "string", "maxLength": 256},
 }
+_TEXT = {"type": "string", "minLength": 1}
 _PART = {
     "type": "object",
     "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
@@ -84,6 +85,10 @@ def _generation(route: str, model: str, schemas: dict[str, Any]) -> dict[str, An
         messages = described["properties"]["messages"]
         messages["items"] = {"anyOf": [_MESSAGE, _MESSAGE, messages["items"]]}
         messages["minItems"] = 1
+    else:
+        prompt = described["properties"]["prompt"]
+        described["properties"]["prompt"] = {"anyOf": [_TEXT, _TEXT, prompt]}
+        described["required"] = ["prompt"]
     schemas[route] = described
     content = {"application/json": {"schema": {"$ref": _REF.format(model=route)}}}
     headers = [_header(name) for name in (AFFINITY_HEADER, ISOLATION_HEADER, "cache-control")]
