@@ -25,6 +25,7 @@ WORKERS = ("prefill-0", "decode-0")
 KV_BYTES = 512 << 20
 WIPED_SECONDS = 5.0
 PAGE = 4096
+EMPTY = [0, 0]
 
 
 def kv_memory(process: psutil.Process) -> tuple[int, int] | None:
@@ -67,12 +68,11 @@ def flush(cluster: LiveCluster, tenant: str) -> Any:
 def test_a_flush_overwrites_what_idle_engines_have_kept(
     cluster: LiveCluster, prompt: Prompts
 ) -> None:
-    before = in_both(cluster)
+    assert in_both(cluster) == EMPTY
     tokens = prompt(330)
     assert cluster.complete("red", tokens).path == "disaggregated"
     assert cluster.complete("red", tokens).cached >= 320
-    written = in_both(cluster)
-    assert all(after > least + 100 for least, after in zip(before, written, strict=True))
+    assert min(in_both(cluster)) > 1000
     until(
         lambda: all(memory(cluster, "red").get((w, "gpu"), (0, 1))[1] == 0 for w in WORKERS),
         10,
@@ -85,7 +85,8 @@ def test_a_flush_overwrites_what_idle_engines_have_kept(
     assert told["overwritten_ms"] < WIPED_SECONDS * 1000
     sizes = {(one["worker"], one["tier"]): one["bytes"] for one in told["overwritten"]}
     assert all(sizes[worker, "gpu"] == kept[worker, "gpu"][0] for worker in WORKERS)
-    assert all(after <= least for least, after in zip(before, in_both(cluster), strict=True))
+    # An errand of the gate's has a page of its own until the step after it.
+    until(lambda: in_both(cluster) == EMPTY, 1, "nothing is left of it")
     assert cluster.complete("red", tokens).cached == 0
 
 
@@ -93,22 +94,21 @@ def test_nothing_is_left_of_a_request_of_which_nothing_may_be_kept(
     cluster: LiveCluster, prompt: Prompts
 ) -> None:
     flush(cluster, "red")
-    before, kept = in_both(cluster), memory(cluster, "blue")
     tokens = prompt(330)
     body = {"model": MODEL, "prompt": tokens, "max_tokens": 40, "temperature": 0}
     for _ in range(2):
         reply = cluster.post("/v1/completions", body, KEYS["blue"], {"cache-control": "no-store"})
         assert (reply.path, reply.cached) == ("disaggregated", 0)
-    until(lambda: in_both(cluster) == before, WIPED_SECONDS, "all of its pages are overwritten")
+        until(lambda: in_both(cluster) == EMPTY, WIPED_SECONDS, "all of its pages are overwritten")
+        time.sleep(1.5)  # Usage is told every second while it changes.
+        assert not sum(map(sum, memory(cluster, "blue").values())), "nor in DRAM"
     assert cluster.complete("blue", tokens).cached == 0
-    assert memory(cluster, "blue").keys() >= kept.keys()
 
 
 def test_a_flush_ends_what_runs_and_overwrites_it_as_well(
     cluster: LiveCluster, prompt: Prompts
 ) -> None:
     flush(cluster, "blue")
-    before = in_both(cluster)
     tokens, ends = prompt(400), []
     body = {"prompt": tokens, "max_tokens": 2000, "ignore_eos": True, "stream": True}
 
@@ -124,11 +124,7 @@ def test_a_flush_ends_what_runs_and_overwrites_it_as_well(
     running.join(10)
     assert not running.is_alive()
     assert b"cache_flushed" in ends[0]
-    until(
-        lambda: all(a <= b for a, b in zip(in_both(cluster), before, strict=True)),
-        WIPED_SECONDS,
-        "all of its pages are overwritten",
-    )
+    until(lambda: in_both(cluster) == EMPTY, WIPED_SECONDS, "its pages are overwritten")
 
 
 def test_a_gate_lets_no_epoch_in_that_is_over(cluster: LiveCluster, prompt: Prompts) -> None:
