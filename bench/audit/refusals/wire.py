@@ -14,7 +14,7 @@ from kvstore.credentials import Credentials, CurvePair, PeerRole
 from kvstore.errors import ConfigError
 from kvstore.messages import AnyMessage, Role
 from kvstore.transport.curve import new_key_pair
-from kvstore.transport.sockets import SocketOptions, dial
+from kvstore.transport.sockets import SocketOptions, close_listener, dial, listen
 
 _HANDSHAKE_SECONDS = 2.0
 _OPTIONS = SocketOptions(max_frame_bytes=64 << 20, heartbeats=False)
@@ -60,6 +60,21 @@ def dialled(uri: str, server: Role, guise: Guise) -> Iterator[zmq.Socket[bytes]]
             yield dial(context, uri, guise.role, server, guise.credentials, _OPTIONS)
     except zmq.ZMQError as error:
         raise ConfigError(f"cannot dial {uri}: {error.strerror}") from None
+    finally:
+        context.destroy(linger=0)
+
+
+@contextmanager
+def posing(me: Role, uri: str, credentials: Credentials) -> Iterator[zmq.Socket[bytes]]:
+    """A listener at ``uri`` that has the key of role ``me``, for decode workers to dial."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    decoders: frozenset[PeerRole] = frozenset({"decode"})
+    try:
+        router = listen(context, uri, me, decoders, credentials, _OPTIONS)
+        try:
+            yield router
+        finally:
+            close_listener(router)
     finally:
         context.destroy(linger=0)
 

@@ -91,6 +91,7 @@ def _swept(
             live=frozenset(live),
             others=frozenset(processes.mapped(psutil.process_iter()) - live),
             planted=files,
+            shared=processes.SHARED_MEMORY,
             control=control,
             wanted=wanted,
         )

@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from bench.audit.volatile.canary import Form
 
 PIECE = 8 << 20
+WINDOW = 64 << 10
 _MOST_SHOWN = 20
 
 
@@ -97,12 +100,32 @@ class Searcher:
 
     def _look(self, held: bytes, known: int, at: int, shown: str, result: Searched) -> None:
         """All forms in ``held``, of which the first ``known`` bytes were looked at before."""
-        for form in self._forms:
-            # What ends within the known bytes was found with the piece before.
-            start = max(0, known - len(form.pattern) + 1)
-            place = held.find(form.pattern, start)
-            while place >= 0:
-                result.found[form.name] += 1
-                if form.name in self._wanted and len(result.where) < _MOST_SHOWN:
-                    result.where.append(f"{form.name} in {shown} at {at - known + place}")
-                place = held.find(form.pattern, place + 1)
+        for begin, end in written(held, self._overlap):
+            for form in self._forms:
+                # What ends within the known bytes was found with the piece before.
+                start = max(begin, known - len(form.pattern) + 1)
+                place = held.find(form.pattern, start, end)
+                while place >= 0:
+                    result.found[form.name] += 1
+                    if form.name in self._wanted and len(result.where) < _MOST_SHOWN:
+                        result.where.append(f"{form.name} in {shown} at {at - known + place}")
+                    place = held.find(form.pattern, place + 1, end)
+
+
+def written(held: bytes, margin: int) -> list[tuple[int, int]]:
+    """Where ``held`` has anything but zeros, in windows, each with a ``margin`` around; apart from
+    each other. Memory that nobody has used yet is most of what is searched.
+    """
+    whole = len(held) // WINDOW * WINDOW
+    used = np.frombuffer(held, dtype=np.uint64, count=whole // 8).reshape(-1, WINDOW // 8)
+    windows = [int(at) * WINDOW for at in np.flatnonzero(used.any(axis=1))]
+    if whole < len(held):
+        windows.append(whole)
+    spans: list[tuple[int, int]] = []
+    for at in windows:
+        begin, end = max(0, at - margin), min(len(held), at + WINDOW + margin)
+        if spans and begin <= spans[-1][1]:
+            spans[-1] = spans[-1][0], end
+        else:
+            spans.append((begin, end))
+    return spans

@@ -11,7 +11,6 @@ import psutil
 
 from bench.audit import processes
 from bench.audit.findings import Finding, Verdict
-from bench.audit.processes import SHARED_MEMORY
 from bench.audit.volatile.canary import Form
 from bench.audit.volatile.places import Mount, Walk, core_folder, swaps
 from bench.audit.volatile.searching import Searched, Searcher
@@ -25,7 +24,7 @@ _SHOWN = 5
 class Sweep:
     """``planted``: the control's files, by folder; ``forms`` are in each. ``live``: memory that the
     deployment shares now, by path; what is there is where it should be. ``others``: that other
-    programs use.
+    programs use. ``shared``: the folder of both.
     """
 
     searcher: Searcher
@@ -34,6 +33,7 @@ class Sweep:
     live: frozenset[str]
     others: frozenset[str]
     planted: dict[str, str]
+    shared: str
     control: Sequence[Form]
     wanted: Sequence[Form]
     findings: list[Finding] = field(default_factory=list)
@@ -47,10 +47,10 @@ class Sweep:
         self._shared_memory()
         self._cores(deployment)
         for folder in self.planted:
-            if folder not in {mount.path for mount in self.mounts} | {SHARED_MEMORY}:
+            if folder not in {mount.path for mount in self.mounts} | {self.shared}:
                 self._folder(folder)
         for mount in self.mounts:
-            if mount.searched and mount.path != SHARED_MEMORY:
+            if mount.searched and mount.path != self.shared:
                 self._mount(mount)
         self._swap()
 
@@ -71,8 +71,8 @@ class Sweep:
 
     def _shared_memory(self) -> None:
         left, live = Searched(), Searched()
-        for name in sorted(os.listdir(SHARED_MEMORY)):  # noqa: PTH208 - names are what is wanted
-            path = f"{SHARED_MEMORY}/{name}"
+        for name in sorted(os.listdir(self.shared)):  # noqa: PTH208 - names are what is wanted
+            path = f"{self.shared}/{name}"
             if Path(path).is_file():
                 if path in self.live:
                     live.add(self.searcher.file(path))
@@ -87,7 +87,7 @@ class Sweep:
         )
         if self.others:
             why += f"; {len(self.others)} that other programs use were left out"
-        self._row(f"{SHARED_MEMORY}, left over", left, SHARED_MEMORY, why)
+        self._row(f"{self.shared}, left over", left, self.shared, why)
 
     def _cores(self, deployment: Sequence[psutil.Process]) -> None:
         pattern, result, folders = _CORE_PATTERN.read_text(encoding="utf-8").strip(), Searched(), []

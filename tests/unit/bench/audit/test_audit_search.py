@@ -85,6 +85,28 @@ def test_what_lies_across_pieces_is_found_once(
         assert result.bytes == 1400
 
 
+@pytest.mark.parametrize("at", [0, 65500, 65536, 200_000, 262_100, 299_900])
+def test_what_lies_among_zeros_is_found(tmp_path: Path, at: int) -> None:
+    content = bytearray(300_000)
+    pattern = WANTED[0].pattern
+    content[at : at + len(pattern)] = pattern
+    assert found(bytes(content), tmp_path) == ["text (UTF-8, JSON)"]
+
+
+def test_only_what_is_written_is_looked_at() -> None:
+    size = searching.WINDOW
+    held = bytearray(10 * size + 5)
+    held[2 * size] = held[5 * size - 1] = held[7 * size] = 1
+    spans = searching.written(bytes(held), 10)
+    assert spans == [
+        (2 * size - 10, 3 * size + 10),
+        (4 * size - 10, 5 * size + 10),
+        (7 * size - 10, 8 * size + 10),
+        (10 * size - 10, 10 * size + 5),
+    ]
+    assert searching.written(b"", 10) == []
+
+
 def test_every_copy_is_counted(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"-".join([MARKER.encode()] * 5))
