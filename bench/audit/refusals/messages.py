@@ -1,7 +1,7 @@
 """Forged and replayed messages at a prefill worker's shipping socket.
 
 The audit plays both of a request's proxies, and catches the message with which decode asks for a
-prompt's KV. That message brings blocks, and so does one of the audit's own making for another prompt
+prompt's KV. That message brings blocks, and so does one of the audit's own for another prompt
 (the controls); with anything wrong in it, or a second time, none may come.
 """
 
