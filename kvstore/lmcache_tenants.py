@@ -105,6 +105,11 @@ class LMCacheTenants:
         finally:
             self._woken.set()
 
+    def flushed(self) -> list[Standing]:
+        """What holds for tenants of whom something was flushed."""
+        with self._lock:
+            return self._tenants.flushed()
+
     def usage(self) -> list[Usage]:
         """The memory's bytes, and what is held of each tenant."""
         with self._lock:

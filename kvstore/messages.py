@@ -62,7 +62,9 @@ the relay's worker, and ``Announce`` and what follows it a scope::
       Filed ───────────────────────────────▶        which blocks an object holds; then it is stored
 
 and a relay passes ``Tenancy`` on to it, and its ``Usage`` and ``Wiped`` on to proxies, as of the
-relay's worker. A worker's engine tells its relay the same two through a socket of theirs.
+relay's worker. Of tenants that were flushed the server tells it in turn, when it is new: the tier
+may have outlived all who knew. A worker's engine tells its relay what it uses and has wiped through
+a socket of theirs.
 
 A relay starts a new ``generation`` with every start of its engine; sequence numbers count from
 zero within it.

@@ -181,7 +181,7 @@ class _Turns:
             self._take_in(arrived)
         if self._tier is not None:
             self.tell(self.core.apply("dram", self._tier.hear(now)))
-            self.tell(self._of_worker(self._tier.told()))
+            self._hear_tier(self._tier.told())
         self.tell(self._hear_engine())
         if now >= self._next_announce:
             self._next_announce = now + ANNOUNCE_SECONDS
@@ -244,17 +244,31 @@ class _Turns:
 
     def _stand(self, peer: bytes, message: Tenancy) -> None:
         """Whoever says what holds is told what does; all are, where that is news."""
+        now = self._take(message)
+        if now is not None:
+            self._send(peer, encode(now))
+
+    def _take(self, message: Tenancy) -> Tenancy | None:
+        """What holds now, where that is no news; all have been told of it otherwise."""
         try:
             changed, now = self.core.stand(message)
         except WireError as error:
             log.error("feed: %s", error)  # noqa: TRY400 - no traceback
-            return
+            return None
         if not changed:
-            self._send(peer, encode(now))
-            return
+            return now
         self.tell([now])
         self._tell_tier([now])
         self._changed(changed)
+        return None
+
+    def _hear_tier(self, told: Iterable[TenantMessage]) -> None:
+        """What the tier's server says of tenants; of flushes it may know what nobody else does."""
+        for message in told:
+            if isinstance(message, Tenancy):
+                self._take(self.core.raised(message))
+            else:
+                self.tell(self._of_worker([message]))
 
     def _tell_tier(self, tenancies: Iterable[Tenancy]) -> None:
         """Also every second: the tier's server may have been started anew."""

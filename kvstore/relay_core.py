@@ -171,6 +171,12 @@ class RelayCore:
         now = tuple(self._standings.of(standing.tag) for standing in told.standings)
         return changed, self._tenancy(now)
 
+    def raised(self, told: Tenancy) -> Tenancy:
+        """The epochs of ``told``, with the shares that hold here."""
+        known = ((one, self._standings.of(one.tag)) for one in told.standings)
+        standings = (msgspec.structs.replace(ours, epoch=one.epoch) for one, ours in known)
+        return self._tenancy(tuple(standings))
+
     def _tenancy(self, standings: tuple[Standing, ...]) -> Tenancy:
         return Tenancy(self._announce.worker, standings)
 

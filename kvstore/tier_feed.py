@@ -16,8 +16,7 @@ from kvstore.messages import (
     Snapshot,
     Subscribe,
     Tenancy,
-    Usage,
-    Wiped,
+    TenantMessage,
 )
 from kvstore.tier_follower import TierFollower
 from kvstore.transport.sockets import SocketOptions, dial_private
@@ -51,13 +50,13 @@ class TierFeed:
         self._due = 0.0
         self._cold_since: float | None = None
         self._complained = False
-        self._told: list[Usage | Wiped] = []
+        self._told: list[TenantMessage] = []
 
     def close(self) -> None:
         """Closes the socket."""
         self.socket.close()
 
-    def told(self) -> list[Usage | Wiped]:
+    def told(self) -> list[TenantMessage]:
         """What the server has said of tenants since the last call."""
         told, self._told = self._told, []
         return told
@@ -117,6 +116,6 @@ class TierFeed:
             return []
         if isinstance(message, Announce | Snapshot | Delta):
             return self._follower.take(message, now)
-        if isinstance(message, Usage | Wiped):
+        if isinstance(message, TenantMessage):
             self._told.append(message)
         return []

@@ -31,6 +31,7 @@ from kvstore.messages import (
     Wiped,
 )
 from kvstore.relay_core import RelayCore, Told
+from kvstore.standings import parts
 from kvstore.tier_census import TierCensus
 from kvstore.tier_reports import WipeReports
 from kvstore.transport.sockets import SocketOptions, close_listener, listen_private
@@ -55,6 +56,9 @@ class Tenants(Protocol):
 
     def stand(self, standings: Iterable[Standing]) -> None:
         """These hold from now on. Raises WireError for one tenant too many."""
+
+    def flushed(self) -> list[Standing]:
+        """What holds for tenants of whom something was flushed."""
 
     def usage(self) -> list[Usage]:
         """The memory's bytes, and what is held of each tenant."""
@@ -232,7 +236,10 @@ class _Feed:
         for other in self._cores.values():
             if other is not core:
                 other.drop(peer)  # its worker has been in another scope
-        for told in core.subscribe(peer, wish, now):
+        news = core.subscribe(peer, wish, now)
+        # This memory may outlive whoever knew of a flush: without it one more could be no news.
+        known = [Tenancy("", part) for part in parts(self._tenants.flushed())] if news else []
+        for told in (*known, *news):
             if not self._send(peer, encode(told)):
                 return
 

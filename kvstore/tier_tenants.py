@@ -91,6 +91,11 @@ class TierTenants(Generic[K]):
                 if news.epoch > before:
                     self._flush(news, now)
 
+    def flushed(self) -> list[Standing]:
+        """What holds for those of whom something was flushed, ever since."""
+        known = (standing for part in self._standings.parts() for standing in part)
+        return [standing for standing in known if standing.epoch]
+
     def _flush(self, standing: Standing, now: float) -> None:
         over = [
             key for key in self._shelves.of(standing.tag) if not self._may_stay(self._owners[key])

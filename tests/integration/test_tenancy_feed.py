@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from kvstore.credentials import Credentials, load_or_create
 from kvstore.feed import FeedClient
 from kvstore.index import Directory
 from kvstore.messages import Holding, Role, Standing, Usage, Wiped
+from kvstore.standings import Standings
 from kvstore.tenant_feed import TenantFeed
+from kvstore.tier_server import TierServer
 from tests.support.relays import RunningRelay, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -155,3 +157,54 @@ def test_a_supervisor_hears_what_changes(site: Site) -> None:
         assert heard[1] == Standing("b" * 16, 1)
 
     asyncio.run(scenario())
+
+
+class OldMemory:
+    """The DRAM tier's, which was there before all relays and proxies."""
+
+    def __init__(self, *known: Standing) -> None:
+        self.known = Standings()
+        self.known.take(known)
+
+    def stand(self, standings: Iterable[Standing]) -> None:
+        self.known.take(standings)
+
+    def flushed(self) -> list[Standing]:
+        return [one for part in self.known.parts() for one in part if one.epoch]
+
+    def usage(self) -> list[Usage]:
+        return []
+
+    def wiped(self) -> list[Wiped]:
+        return []
+
+
+def test_a_memory_that_outlived_all_relays_and_proxies_tells_them_of_flushes(
+    site: Site, tmp_path: Path
+) -> None:
+    (tmp_path / "tier").mkdir(mode=0o700)
+    uri = f"zmq+ipc://{tmp_path}/tier/dram.feed"
+    memory = OldMemory(Standing(TAG, 5, 0.25, 0.5))
+    server = TierServer(uri, memory)
+    heard: list[Standing] = []
+    feed = f"zmq+ipc://{site.run_dir}/new.feed"
+    relay = RunningRelay(site.run_dir, site.keys, feed, "prefill", uri, "new")
+    relay.changed.append(heard.extend)
+    raised: list[tuple[str, int]] = []
+    late = TenantFeed(lambda tag, epoch: raised.append((tag, epoch)))
+    late.say([Standing(TAG, 1, 0.0, 0.75)])  # as its file says
+
+    async def scenario() -> None:
+        async with site.proxy("new", tenants=late) as one:
+            await until(lambda: one.tenants.confirmed(TAG, 5) == {"new"})
+            await until(lambda: raised == [(TAG, 5)])
+            await until(lambda: bool(heard) and heard[-1] == Standing(TAG, 5, 0.0, 0.75))
+            # A flush from now on is news to the memory as well.
+            one.say([Standing(TAG, 6)])
+            await until(lambda: memory.known.of(TAG).epoch == 6)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        relay.stop()
+        server.close()

@@ -50,6 +50,9 @@ class Memory:
             raise WireError("more tenants than may be remembered")
         self.standings.update({standing.tag: standing for standing in standings})
 
+    def flushed(self) -> list[Standing]:
+        return [standing for standing in self.standings.values() if standing.epoch]
+
     def usage(self) -> list[Usage]:
         return self.held
 
@@ -87,15 +90,19 @@ class Follower:
         self.forgot = 0
         self.usage: list[Usage] = []
         self.wiped: list[Wiped] = []
+        self.flushed: list[Standing] = []
 
     def hear(self) -> None:
         for event in self.feed.hear(time.monotonic()):
             self.take(event)
         for told in self.feed.told():
-            if isinstance(told, Usage):
-                self.usage.append(told)
-            else:
-                self.wiped.append(told)
+            match told:
+                case Usage():
+                    self.usage.append(told)
+                case Wiped():
+                    self.wiped.append(told)
+                case Tenancy():
+                    self.flushed += told.standings
 
     def tell(self, *standings: Standing) -> None:
         deadline = time.monotonic() + 10
