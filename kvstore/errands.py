@@ -29,7 +29,7 @@ AGAIN_SECONDS = 0.2
 """How long after one errand the next one is sent."""
 
 GIVE_UP_SECONDS = 30.0
-"""After which nothing more is heard of the engine: it goes on by itself."""
+"""After the last that there was to say: nothing more is heard of the engine, it goes on by itself."""
 
 _PATH = "/v1/completions"
 _MAX_ANSWER = 64 << 10
@@ -46,26 +46,28 @@ class Errands:
         self._untaken: dict[str, Standing] = {}
         self._news = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._until = 0.0
 
     def send(self, scope: Scope, standings: Iterable[Standing]) -> None:
         """Have the engine hear these; returns at once. ``scope``: of any call of the same app."""
         self._untaken |= {standing.tag: standing for standing in standings}
         self._news.set()
+        self._until = asyncio.get_running_loop().time() + GIVE_UP_SECONDS
         if self._untaken and (self._running is None or self._running.done()):
             self._running = asyncio.create_task(self._run(scope))
 
     async def _run(self, scope: Scope) -> None:
-        until = asyncio.get_running_loop().time() + GIVE_UP_SECONDS
-        while asyncio.get_running_loop().time() < until:
+        while asyncio.get_running_loop().time() < self._until:
             self._news.clear()
             standings = tuple(islice(self._untaken.values(), PART))
             flushing = await self._errand(scope, standings)
-            if flushing is not None:
-                for told in standings:
-                    if self._untaken.get(told.tag) == told:
-                        del self._untaken[told.tag]
-                if not flushing and not self._untaken:
-                    return
+            for told in standings:
+                if self._untaken.get(told.tag) == told:
+                    del self._untaken[told.tag]
+                    if flushing is None:  # Perhaps it was heard: others first, now.
+                        self._untaken[told.tag] = told
+            if flushing == 0 and not self._untaken:
+                return
             if not self._untaken or flushing is None:
                 await self._pause()
         log.error("the engine has not said in time that a flushed tenant's memory is overwritten")

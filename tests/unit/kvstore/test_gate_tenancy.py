@@ -282,3 +282,36 @@ def test_many_standings_go_in_several_errands() -> None:
         assert [len(standings) for standings in engine.heard] == [64, 64, 22]
 
     run(scenario)
+
+
+def test_what_is_told_while_errands_fail_has_as_long_as_what_was_told_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errands, "GIVE_UP_SECONDS", 1.0)
+
+    async def scenario(engine: Engine) -> None:
+        assert engine.gate._errands is not None
+        engine.errand_status = 500
+        await engine.tell(Standing(TAG, 1))
+        await asyncio.sleep(0.7)
+        await engine.tell(Standing(OTHER, 1))
+        await asyncio.sleep(0.4)
+        engine.errand_status = 200
+        assert engine.gate._errands._running
+        await engine.gate._errands._running
+        assert not engine.gate._errands._untaken
+
+    run(scenario)
+
+
+def test_an_engine_too_busy_to_answer_hears_all_that_does_not_fit_into_one_errand() -> None:
+    async def scenario(engine: Engine) -> None:
+        assert engine.gate._errands is not None
+        engine.errand_status = 0
+        many = [Standing(f"{number:016x}", 1) for number in range(150)]
+        engine.gate._errands.send({"type": "http"}, many)
+        assert engine.gate._errands._running
+        await engine.gate._errands._running
+        assert {one for standings in engine.heard for one in standings} == set(many)
+
+    run(scenario)
