@@ -32,7 +32,7 @@ class _Worker:
     generation: str
     unconfirmed: set[str]
     epochs: dict[str, int] = field(default_factory=dict)
-    coming: list[Usage] = field(default_factory=list)
+    coming: dict[Tier, list[Usage]] = field(default_factory=dict)
 
 
 class TenantFeed:
@@ -120,12 +120,13 @@ class TenantFeed:
                 self._raised(standing.tag, standing.epoch)
 
     def _count(self, known: _Worker, told: Usage) -> None:
+        coming = known.coming.setdefault(told.tier, [])
         if told.part == 0:
-            known.coming = []
-        elif told.part != len(known.coming):
+            coming.clear()
+        elif told.part != len(coming):
             return  # one was lost: the next second brings all of them again
-        known.coming.append(told)
+        coming.append(told)
         if told.part + 1 == told.parts:
-            holdings = {one.tag: one for part in known.coming for one in part.holdings}
+            holdings = {one.tag: one for part in coming for one in part.holdings}
             self._memory[told.worker, told.tier] = Memory(told.capacity, holdings)
-            known.coming = []
+            coming.clear()

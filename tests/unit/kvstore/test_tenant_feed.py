@@ -93,3 +93,14 @@ def test_a_worker_nobody_has_met_holds_nothing() -> None:
     feed = TenantFeed()
     feed.hear(usage(0, 1, Holding(TAG, 5)))
     assert (feed.memory, feed.owed("p")) == ({}, [])
+
+
+def test_what_two_tiers_tell_at_once_does_not_run_together() -> None:
+    feed = met(TenantFeed(), "p")
+    feed.hear(usage(0, 2, Holding(TAG, 5)))
+    feed.hear(Usage("p", "dram", 77, 0, 2, (Holding(TAG, 60),)))
+    feed.hear(usage(1, 2, Holding(OTHER, 6)))
+    feed.hear(Usage("p", "dram", 77, 1, 2, (Holding(OTHER, 70),)))
+    gpu, dram = feed.memory["p", "gpu"], feed.memory["p", "dram"]
+    assert (gpu.capacity, gpu.holdings[TAG].kept, gpu.holdings[OTHER].kept) == (1000, 5, 6)
+    assert (dram.capacity, dram.holdings[TAG].kept, dram.holdings[OTHER].kept) == (77, 60, 70)
