@@ -268,6 +268,10 @@ def parse(text: str, source: str = "configuration") -> ClusterConfig:
         )
     _require_tenants(config, source)
     _require_private_address(config.proxy.admin_host, f"{source}: proxy.admin_host")
+    if config.proxy.admin_port == config.proxy.port:
+        raise ConfigError(
+            f"{source}: proxy.admin_port is proxy.port: clients would come in where operators do"
+        )
     if config.ship.digest == "none" and config.ship.transport != "zmq":
         raise ConfigError(
             f"{source}: ship.digest 'none' cannot tell a page that was given away while it was "

@@ -29,7 +29,7 @@ AGAIN_SECONDS = 0.2
 """How long after one errand the next one is sent."""
 
 GIVE_UP_SECONDS = 30.0
-"""After the last that there was to say: nothing more is heard of the engine, it goes on by itself."""
+"""After the last that was to be said; nothing more is heard of the engine: it goes on by itself."""
 
 _PATH = "/v1/completions"
 _MAX_ANSWER = 64 << 10

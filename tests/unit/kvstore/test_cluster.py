@@ -167,3 +167,10 @@ def test_every_port_a_worker_takes_is_known() -> None:
     assert tcp_ports(config, "decode", 1) == [7208, 7210, 7209, 7213]
     plain = parse("[network]\nkind='tcp'\n[ship]\nbulk='authenticated'")
     assert tcp_ports(plain, "prefill", 0) == [7100, 7102, 7101, 7103]
+
+
+def test_clients_and_operators_have_a_port_each() -> None:
+    same = 'host = "10.0.0.5"\nport = 8000\nadmin_host = "127.0.0.1"\nadmin_port = '
+    with pytest.raises(ConfigError, match="admin_port"):
+        parse(f"[proxy]\n{same}8000\n")
+    assert parse(f"[proxy]\n{same}8001\n").proxy.admin_port == 8001
