@@ -37,9 +37,6 @@ QUIET: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
     "LMCACHE_TRACK_USAGE": "false",
     "LMCACHE_DISABLE_BANNER": "1",
-    # Nobody loads an adapter that no revision was taken of, and the base answers for none.
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-    "VLLM_SKIP_MODEL_NAME_VALIDATION": "0",
     # A killed process leaves shared memory; that it was cleaned up after is no news.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }
@@ -49,7 +46,9 @@ NOWHERE = "nothing-is-fetched.invalid"
 """The only host that an engine may fetch media from: a name that no host can have (RFC 2606)."""
 
 CLOSED: Mapping[str, str] = {
+    # Nobody loads an adapter that no revision was taken of, and the base answers for none.
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "0",
     "VLLM_MEDIA_CACHE": "",
     "VLLM_MEDIA_CONNECTOR": "http",
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",

@@ -2,8 +2,8 @@
 
 True for the pinned versions: a contract test looks every name up in the packages that read it, and
 finds names there that this list does not know. kvferry's children would get some of these anew
-(``kvstore.launch.QUIET``), so that setting them has no effect; they are refused all the same,
-because whoever set them expects one.
+(``kvstore.launch``), so that setting them has no effect; they are refused all the same, because
+whoever set them expects one.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_a_name_that_nobody_announced_is_refused(
     """And neither looked for while an engine runs, nor answered by the base."""
     monkeypatch.setenv(name, "1")
     assert envs.environment_variables[name]() is True
-    monkeypatch.setenv(name, launch.QUIET[name])
+    monkeypatch.setenv(name, launch.CLOSED[name])
     assert envs.environment_variables[name]() is False
 
 
