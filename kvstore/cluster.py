@@ -31,7 +31,7 @@ AdapterName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 
 
 MOST_TENANTS = 1 << 16
-"""As many as relays remember the standings of."""
+"""Of one file, and of whom a process remembers what holds (``kvstore.standings``)."""
 
 MOST_WORKERS = 4096
 """Of a role: more is a slip of the pen, and every proxy connects to each."""

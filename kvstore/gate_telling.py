@@ -39,10 +39,10 @@ class GateTelling:
 
     async def all(self, http: str) -> bool:
         """Tells a new engine's gate everything; whether it is in force there."""
-        told = {one.tag: one for part in self._standings.parts() for one in part}
+        told = list(self._standings.parts())
         self._owed = {}
         # Also where there is nothing to tell: until it was told once a gate lets nobody in.
-        return await self._tell(http, parts(told.values()) if told else [()])
+        return await self._tell(http, told or [()])
 
     async def keep(self, http: str) -> None:
         """Tells that gate of whatever changes, until it is cancelled."""

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from kvstore.cluster import MOST_TENANTS
 from kvstore.errors import WireError
 from kvstore.messages import Standing
 
-MAX_TAGS = 1 << 16
+MAX_TAGS = MOST_TENANTS
 """Tenants of whom more is known than what holds for anybody."""
 
 TENANCY_PATH = "/kvferry/tenancy"
@@ -29,8 +30,8 @@ class Standings:
     def __init__(self) -> None:
         self._known: dict[str, Standing] = {}
 
-    def __len__(self) -> int:
-        return len(self._known)
+    def __iter__(self) -> Iterator[Standing]:
+        return iter(self._known.values())
 
     def take(self, told: Iterable[Standing]) -> list[Standing]:
         """Takes in what is told; what is now otherwise than before.
@@ -55,7 +56,7 @@ class Standings:
 
     def parts(self) -> Iterator[tuple[Standing, ...]]:
         """All of them, as many at a time as a message takes."""
-        return parts(self._known.values())
+        return parts(self)
 
 
 def parts(standings: Iterable[Standing]) -> Iterator[tuple[Standing, ...]]:

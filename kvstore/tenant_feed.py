@@ -60,7 +60,7 @@ class TenantFeed:
         """A worker has announced itself; one that has been started anew is told everything."""
         known = self._workers.get(worker)
         if known is None or known.generation != generation:
-            owed = {standing.tag for part in self._standings.parts() for standing in part}
+            owed = {standing.tag for standing in self._standings}
             self._workers[worker] = _Worker(generation, owed)
 
     def forget(self, workers: Iterable[str]) -> None:

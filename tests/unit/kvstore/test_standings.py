@@ -37,7 +37,7 @@ def test_only_what_differs_is_news() -> None:
     known, standing = Standings(), Standing(TAGS[0], 2)
     assert known.take([standing]) == [standing]
     assert known.take([standing, Standing(TAGS[0], 1), Standing(TAGS[1], 0)]) == []
-    assert len(known) == 1
+    assert len(list(known)) == 1
 
 
 def test_at_the_bound_one_more_is_refused_and_none_forgotten(
