@@ -20,6 +20,7 @@ from typing import Protocol
 from kvstore.clock import Clock
 from kvstore.errors import WireError
 from kvstore.handoff import EngineRequest, TenancyReport, tenancy_ticket
+from kvstore.holdings import usage
 from kvstore.messages import Holding, Standing, Usage, Wiped
 from kvstore.standings import Standings
 from kvstore.wiping import NO_WIPES, Wipes
@@ -35,8 +36,6 @@ TELL_IDLE_SECONDS = 0.05
 
 LATE_SECONDS = 5.0
 """A flush that takes longer is warned of, once; it goes on."""
-
-_HOLDINGS = 1024
 
 log = logging.getLogger("kvferry.tenants")
 
@@ -224,8 +223,4 @@ class EngineTenants:
     def _usage(self, held: Mapping[str, tuple[int, int]]) -> list[Usage]:
         size = self._block_bytes
         holdings = [Holding(tag, idle * size, used * size) for tag, (idle, used) in held.items()]
-        parts = [holdings[at : at + _HOLDINGS] for at in range(0, len(holdings), _HOLDINGS)] or [[]]
-        return [
-            Usage(self._worker, "gpu", self._pool.capacity * size, part, len(parts), tuple(some))
-            for part, some in enumerate(parts)
-        ]
+        return usage(self._worker, "gpu", self._pool.capacity * size, holdings)

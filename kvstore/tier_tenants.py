@@ -19,6 +19,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Generic, TypeVar
 
+from kvstore.holdings import usage
 from kvstore.messages import Holding, Standing, Usage, Wiped
 from kvstore.salts import Owner, owner
 from kvstore.shelves import Shelves
@@ -28,9 +29,6 @@ K = TypeVar("K", bound=Hashable)
 
 SPEAKER = "dram"
 """What the tier's server calls itself where a worker would say its name."""
-
-_HOLDINGS = 1024
-"""Of tenants, in one message."""
 
 _LOOKED_AT = 4096
 """Of a tenant's oldest objects, so many are looked at for one that is not in use."""
@@ -145,11 +143,7 @@ class TierTenants(Generic[K]):
     def usage(self) -> list[Usage]:
         """What is kept of each tenant of whom anything is, in as many messages as it takes."""
         held = [Holding(tag, kept) for tag, kept in self._shelves.kept.items()]
-        starts = range(0, len(held) or 1, _HOLDINGS)
-        return [
-            Usage(SPEAKER, "dram", self.capacity, at, len(starts), tuple(held[first:][:_HOLDINGS]))
-            for at, first in enumerate(starts)
-        ]
+        return usage(SPEAKER, "dram", self.capacity, held)
 
     # -- what has to go; nothing that is chosen is chosen again until it ``stays``
 
