@@ -25,7 +25,7 @@ from proxy.catalogue import Served, catalogue
 from proxy.jobs import Call
 from proxy.loads import Places
 from proxy.metrics import CLIENT_GONE, CONTENT_TYPE, Metrics, Story
-from proxy.pipeline import FLUSHED, Answer, Pipeline
+from proxy.pipeline import Answer, Pipeline
 from proxy.requests import AFFINITY_HEADER, ISOLATION_HEADER, PATHS, Asides, Route
 from proxy.tenants import Tenants
 
@@ -64,7 +64,7 @@ class Api:
             return refusal(error, request_id)
         explained = self._tenants.keyring.operator(request.headers.get(TOKEN_HEADER))
         call = Call(route, tenant, body, request_id, arrived, explained, _asides(request))
-        return Exchange(self._pipeline, self._tenants, call)
+        return Answering(self._pipeline, self._tenants, call)
 
     async def explain(self, tenant: str, route: str, request: Request) -> Response:
         """What would be done with a request of ``tenant``, for operators."""
@@ -157,7 +157,7 @@ class Api:
         )
 
 
-class Exchange(Response):
+class Answering(Response):
     """One call on the wire: ends the work as soon as the client is gone, streaming or not."""
 
     def __init__(self, pipeline: Pipeline, tenants: Tenants, call: Call) -> None:
@@ -176,7 +176,7 @@ class Exchange(Response):
         def flush() -> None:
             self._flushed = not self._complete
             if self._flushed:
-                work.cancel(FLUSHED)
+                work.cancel(faults.FLUSHED)
 
         try:
             with self._tenants.one(self._call.tenant, flush):

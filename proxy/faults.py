@@ -11,6 +11,9 @@ from kvstore.credentials import TOKEN_HEADER
 from kvstore.errors import ApiError, WireError
 from proxy.wire import decoded
 
+FLUSHED = "cache_flushed"
+"""The code of a request that was ended since its tenant was flushed; it is cancelled with it."""
+
 RETRY_SECONDS = 1
 _MESSAGE_CHARS = 2000
 _PARAMETER = re.compile(r"\s*\(parameter=[^()]*\)\Z")  # said again in the error's "param"
@@ -81,7 +84,7 @@ def flushed() -> ApiError:
         409,
         "This request was ended: what was cached for its tenant has been flushed. Send it again.",
         kind="server_error",
-        code="cache_flushed",
+        code=FLUSHED,
     )
 
 

@@ -46,9 +46,6 @@ PLAN_HEADER = "x-kvferry-plan"
 """Only for who sends the operator's token beside the API key."""
 CACHED_HEADER = "x-kvferry-cached"
 
-FLUSHED = "cache_flushed"
-"""With which a request is cancelled whose tenant has been flushed."""
-
 USAGE_SECONDS = 2.0
 """How long a finished answer waits for the prefill leg's figures."""
 
@@ -160,8 +157,8 @@ class Pipeline:
             story.status = 503
             raise faults.overloaded("The worker serving this request was lost.") from None
         except asyncio.CancelledError as ended:
-            if FLUSHED in ended.args:
-                story.status, story.reason = 409, FLUSHED
+            if faults.FLUSHED in ended.args:
+                story.status, story.reason = 409, faults.FLUSHED
             raise
         except ApiError as error:
             story.status = error.status

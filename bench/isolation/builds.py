@@ -107,7 +107,7 @@ _LEFT_OUT = (
         def flush() -> None:
             self._flushed = not self._complete
             if self._flushed:
-                work.cancel(FLUSHED)
+                work.cancel(faults.FLUSHED)
 
         try:
             with self._tenants.one(self._call.tenant, flush):
