@@ -52,9 +52,12 @@ CLOSED: Mapping[str, str] = {
     "VLLM_MEDIA_CACHE": "",
     "VLLM_MEDIA_CONNECTOR": "http",
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
-    "VLLM_SERVER_DEV_MODE": "0",
 }
-"""Whatever the environment says, a request makes an engine load, fetch, run or write nothing."""
+"""Whatever the environment says, a request makes an engine load, fetch, run or write nothing.
+
+vLLM's development mode is the operator's to choose: of its routes the gate passes one, which
+empties the engine's cache for tests and benchmarks, and the self-check tells of it.
+"""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ def _cache_flags(config: ClusterConfig, settings: WorkerSettings) -> tuple[str, 
 def _http_flags(settings: WorkerSettings, gate: str) -> tuple[str, ...]:
     flags = ["--enable-prompt-tokens-details", "--enable-scale-out", "--middleware", gate]
     flags += ["--disable-uvicorn-access-log", "--no-enable-log-requests", "--disable-fastapi-docs"]
+    # Development mode would have it otherwise, and what fails may quote a prompt.
+    flags += ["--no-log-error-stack"]
     flags += ["--uvicorn-log-level", "warning", "--allowed-media-domains", NOWHERE]
     http = settings.addresses.http
     if http.startswith("unix:"):

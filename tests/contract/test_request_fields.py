@@ -143,7 +143,9 @@ def test_an_engine_itself_fetches_nothing(url: str, monkeypatch: pytest.MonkeyPa
 
 def test_an_engine_takes_the_flags_for_it() -> None:
     parser = make_arg_parser(FlexibleArgumentParser())
-    args = parser.parse_args(["--allowed-media-domains", NOWHERE, "--enable-prefix-caching"])
+    flags = ["--allowed-media-domains", NOWHERE, "--no-log-error-stack", "--enable-prefix-caching"]
+    args = parser.parse_args(flags)
+    assert not args.log_error_stack
     assert args.allowed_media_domains == [NOWHERE]
     assert args.allowed_local_media_path == ""
     assert not args.trust_request_chat_template

@@ -15,6 +15,7 @@ import prefill.engine
 from deploy import dram
 from kvstore import cluster, launch, vitals
 from kvstore.adapters import ReadAdapter
+from kvstore.admission import PASSED_PATHS
 from kvstore.cluster import ClusterConfig, WorkerSettings
 from kvstore.engine_facts import SETTINGS_KEY, worker_settings
 from kvstore.machine import Machine
@@ -273,6 +274,18 @@ def test_adapters_are_served_under_name_and_revision_and_never_read_again() -> N
     assert modules[3] == {"name": f"a3@{'0' * 16}", "path": "/a=b,c/a3"}
     assert command.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
     assert flag(launch.with_adapters(plain, many[:1], gpu).argv, "--max-loras") == "1"
+
+
+@pytest.mark.parametrize(
+    ("engine", "role"), [(prefill.engine, "prefill"), (decode.engine, "decode")]
+)
+def test_who_asks_for_development_mode_gets_it(engine: ModuleType, role: Role) -> None:
+    """Benchmarks and tests on real engines empty engines' caches by it, through the gate."""
+    config = ClusterConfig()
+    command = engine.command(config, settings(config, role), CPU, False)
+    assert "VLLM_SERVER_DEV_MODE" not in command.env
+    assert "--no-log-error-stack" in command.argv
+    assert "/reset_prefix_cache" in PASSED_PATHS
 
 
 @pytest.mark.parametrize("number", [1, 12])
