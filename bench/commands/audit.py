@@ -38,8 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--key",
         action="append",
         default=[],
-        help="a test tenant's API key; two tenants' at least, the first one's prompts are looked "
-        "for. Others on this host can see a command line: --keys-file is private",
+        help="a test tenant's API key; two tenants' at least, the others look for the first one's "
+        "prompts. Others on this host can see a command line: --keys-file is private",
     )
     parser.add_argument("--keys-file", type=Path, metavar="FILE", help="one API key for each line")
     parser.add_argument("--only", choices=PARTS, help="one part of it")

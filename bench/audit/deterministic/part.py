@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import msgspec
 
 from bench.audit.asking import Asker
 from bench.audit.deployment import Deployment
@@ -40,19 +43,22 @@ def scene_of(
     """Where the rows are made. See Scene."""
     config = deployment.config
     sizes = Sizes(config.model.block_size, config.dram.chunk_tokens)
-    return Scene(deployment, client, asker, sizes, budget, restarter)
+    return Scene(deployment, client, asker, sizes, budget, deployment.stranger, restarter)
 
 
 async def audited(scene: Scene, say: Callable[[str], None]) -> Part:
-    """All rows."""
-    findings = []
-    for name, row in ROWS.items():
-        try:
-            finding = await row(scene)
-        except RequestFailed as failure:
-            finding = Finding(name=name, verdict="invalid", why=str(failure))
-        say(f"{name}: {finding.verdict}")
-        findings.append(finding)
+    """All rows, with every other tenant as the stranger."""
+    findings, strangers = [], scene.deployment.tenants[1:]
+    for stranger in strangers:
+        for name, row in ROWS.items():
+            try:
+                finding = await row(replace(scene, stranger=stranger))
+            except RequestFailed as failure:
+                finding = Finding(name=name, verdict="invalid", why=str(failure))
+            if len(strangers) > 1:
+                finding = msgspec.structs.replace(finding, name=f"{name}, {stranger.name}")
+            say(f"{finding.name}: {finding.verdict}")
+            findings.append(finding)
     return Part(name="deterministic", findings=findings, metrics=metrics(findings))
 
 

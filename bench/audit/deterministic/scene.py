@@ -49,8 +49,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Scene:
-    """``budget``: seconds that emptying an engine's memory may take. ``restarter``: how engines are
-    restarted; None where they must not be.
+    """``budget``: seconds that emptying an engine's memory may take. ``stranger``: who looks for
+    the owner's prompts. ``restarter``: how engines are restarted; None where they must not be.
     """
 
     deployment: Deployment
@@ -58,17 +58,13 @@ class Scene:
     asker: Asker
     sizes: Sizes
     budget: float
+    stranger: TestTenant
     restarter: Restarter | None = None
 
     @property
     def owner(self) -> TestTenant:
         """Whose prompts others look for."""
         return self.deployment.owner
-
-    @property
-    def stranger(self) -> TestTenant:
-        """Who looks for them."""
-        return self.deployment.stranger
 
     @property
     def dram(self) -> bool:
