@@ -13,6 +13,7 @@ steps, also where it schedules the next step before the last one's output is the
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,9 @@ from kvstore.wiping import NO_WIPES, Wipes
 
 WIPE_BYTES = 64 << 20
 """As much is overwritten in one step, so that others' tokens wait some milliseconds only."""
+
+HURRY_SECONDS = 3.0
+"""More is where steps take so long that a flush would not be over by then."""
 
 TELL_SECONDS = 1.0
 """How often what is held of tenants is told while it changes."""
@@ -91,6 +95,7 @@ class EngineTenants:
         self._flushes: dict[str, _Flush] = {}
         self._salts: dict[str, str | None] = {}
         self._errands: set[str] = set()
+        self._stepped_at = clock()
         self._ordered = 0
         self._done = 0
         self._told: list[Usage | Wiped] = []
@@ -130,7 +135,7 @@ class EngineTenants:
         for tag, flush in self._flushes.items():
             if flush.mark is None and not self._pool.left(tag, flush.epoch):
                 flush.mark = self._pool.mark()
-        blocks = self._pool.take_soiled(max(1, WIPE_BYTES // self._block_bytes))
+        blocks = self._pool.take_soiled(self._most())
         if blocks:
             self._ordered += 1
         self._end_flushes()
@@ -182,6 +187,18 @@ class EngineTenants:
             under_way.blocks += blocks
         else:
             self._flushes[tag] = _Flush(epoch, self._clock(), blocks)
+
+    def _most(self) -> int:
+        """How many blocks this step overwrites, besides those that it gives away."""
+        now = self._clock()
+        taken, self._stepped_at = now - self._stepped_at, now
+        few = max(1, WIPE_BYTES // self._block_bytes)
+        if not self._flushes:
+            return few
+        began = min(flush.began for flush in self._flushes.values())
+        taken = min(taken, now - began)  # An engine that was idle before does not step slowly.
+        steps_left = (began + HURRY_SECONDS - now) / taken if taken > 0 else math.inf
+        return max(few, math.ceil(self._pool.soiled / max(1.0, steps_left)))
 
     def _end_flushes(self) -> None:
         for tag, flush in list(self._flushes.items()):

@@ -85,8 +85,8 @@ def test_a_flush_overwrites_what_idle_engines_have_kept(
     assert told["overwritten_ms"] < WIPED_SECONDS * 1000
     sizes = {(one["worker"], one["tier"]): one["bytes"] for one in told["overwritten"]}
     assert all(sizes[worker, "gpu"] == kept[worker, "gpu"][0] for worker in WORKERS)
-    # An errand of the gate's has a page of its own until the step after it.
-    until(lambda: in_both(cluster) == EMPTY, 1, "nothing is left of it")
+    # To look takes a while, and errands of the gate have a page until the step after them.
+    until(lambda: in_both(cluster) == EMPTY, WIPED_SECONDS, "nothing is left of it")
     assert cluster.complete("red", tokens).cached == 0
 
 

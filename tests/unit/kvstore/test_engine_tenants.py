@@ -182,6 +182,27 @@ def test_much_is_overwritten_in_several_steps() -> None:
     assert sizes == [WIPE_BYTES, WIPE_BYTES, SIZE]
 
 
+@pytest.mark.parametrize("step_seconds", [0.001, 0.03, 0.2, 1.0])
+@pytest.mark.parametrize("idle_seconds", [0.0, 60.0])
+def test_a_gibibyte_is_overwritten_in_time_however_long_steps_take(
+    step_seconds: float, idle_seconds: float
+) -> None:
+    engine = Engine()
+    engine.tenants.step([])
+    engine.now += idle_seconds
+    engine.pool.flushed = list(range((1 << 30) // SIZE))
+    engine.tell(Standing(TAG, 1))
+    began, sizes = engine.now, []
+    while not engine.told(Wiped):
+        orders = engine.tenants.step([])
+        engine.now += step_seconds
+        engine.tenants.wiped(orders.number)
+        sizes.append(len(orders.blocks) * SIZE)
+    assert engine.now - began <= LATE_SECONDS
+    assert sizes[0] == WIPE_BYTES
+    assert step_seconds > 0.1 or max(sizes) == WIPE_BYTES
+
+
 def test_a_request_claims_its_blocks_under_its_salt_while_it_lives() -> None:
     engine = Engine()
     engine.tenants.added(Request("r", [1]))
