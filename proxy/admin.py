@@ -70,11 +70,17 @@ class Admin:
 
     async def flush(self, name: str) -> Response:
         """Makes all that was cached for a tenant unreachable, and awaits its being overwritten."""
+        if self._tenants.keyring.named(name) is None:
+            raise faults.unknown_tenant(name)
+        # What workers know of earlier flushes comes before they do: without it an epoch could be
+        # chosen that is not above theirs, and what is kept would be found again.
+        if not self._workers() and not await self._until(CONFIRM_SECONDS, self._workers):
+            raise faults.overloaded("No worker has been heard of: nothing was flushed.")
         began = time.monotonic()
         standing = self._tenants.flush(name)
         if standing is None:
             raise faults.unknown_tenant(name)
-        workers = {worker.worker: worker.role for role in ROLES for worker in self._live(role)}
+        workers = self._workers()
         await self._until(CONFIRM_SECONDS, lambda: workers.keys() <= self._confirmed(standing))
         unreachable = time.monotonic() - began
         places = {(worker, "gpu") for worker in workers}
@@ -95,13 +101,16 @@ class Admin:
             }
         )
 
-    async def _until(self, seconds: float, holds: Callable[[], bool]) -> bool:
+    def _workers(self) -> dict[str, Role]:
+        return {worker.worker: worker.role for role in ROLES for worker in self._live(role)}
+
+    async def _until(self, seconds: float, holds: Callable[[], object]) -> bool:
         try:
             async with asyncio.timeout(seconds):
                 while not holds():
                     await self._said.news()
         except TimeoutError:
-            return False
+            return bool(holds())
         return True
 
     def _confirmed(self, standing: Standing) -> set[str]:

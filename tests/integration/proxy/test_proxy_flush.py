@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.messages import Holding, Tenancy, Usage, Wiped
+from kvstore.messages import Holding, Standing, Tenancy, Usage, Wiped
 from kvstore.salts import OWNER_HEADER, Scope, owner, salt, tag
 from tests.support.proxy_fakes import SALT_KEY, Stage, chat, run, stage, until
 
@@ -167,5 +167,29 @@ def test_operators_only_and_by_their_own_door(tmp_path: Path, method: str, path:
             async with s.session.request(method, s.url + path, headers=headers) as reply:
                 assert reply.status == 404
             assert s.said.said[2:] == []
+
+    run(scenario)
+
+
+def test_nothing_is_flushed_before_a_worker_has_said_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.admin.WIPE_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            workers, s.directory.live = s.directory.live, []
+            monkeypatch.setattr("proxy.admin.CONFIRM_SECONDS", 0.05)
+            status, found = await told(s, "POST", "/admin/tenants/alice/flush")
+            assert (status, found["error"]["code"]) == (503, "unavailable")
+            assert s.said.said[2:] == []
+            monkeypatch.setattr("proxy.admin.CONFIRM_SECONDS", 2.0)
+            asking = asyncio.create_task(told(s, "POST", "/admin/tenants/alice/flush"))
+            await asyncio.sleep(0.1)
+            s.said.hear(Tenancy("prefill-0", (Standing(ALICE, 5),)))
+            s.directory.live = workers
+            s.said.hear()
+            status, found = await asking
+            assert (status, found["epoch"]) == (200, 6)
 
     run(scenario)
