@@ -40,6 +40,12 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     socket: Path | None = None
 
+    @classmethod
+    def at(cls, address: str, headers: Mapping[str, str]) -> Self:
+        """``address``: as kvferry's processes have it, ``http://host:port`` or ``unix:/path``."""
+        path = address.removeprefix("unix:")
+        return cls(address, headers) if path == address else cls("http://here", headers, Path(path))
+
 
 @dataclass(frozen=True)
 class Reply:

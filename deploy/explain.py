@@ -31,7 +31,7 @@ def read(file: Path) -> tuple[str, bytes]:
 
 
 def ask(proxy: str, token: str, tenant: str, request: tuple[str, bytes]) -> dict[str, Any]:
-    """What the proxy at ``proxy`` (``operators.address``) answers. Raises ConfigError."""
+    """What the proxy at ``proxy`` (``cluster.admin_address``) answers. Raises ConfigError."""
     route, body = request
     path = f"/kvferry/explain/{quote(tenant, safe='')}/{route}"
     return operators.ask(proxy, token, "POST", path, body)

@@ -39,7 +39,8 @@ def explain(options: argparse.Namespace) -> int:
     config = running(options)
     token = load_or_create(Path(config.state_dir)).http_token()
     request = explaining.read(options.request)
-    told = explaining.ask(operators.address(config), token, options.tenant, request)
+    proxy = cluster.admin_address(config, Path(config.run_dir))
+    told = explaining.ask(proxy, token, options.tenant, request)
     print(json.dumps(told, indent=2) if options.json else explaining.text(told))
     return 0
 

@@ -11,25 +11,15 @@ from urllib.parse import quote
 
 from deploy.tables import table
 from kvstore import probe
-from kvstore.cluster import ClusterConfig, admin_socket
+from kvstore.cluster import ClusterConfig, admin_address
 from kvstore.credentials import TOKEN_HEADER, load_or_create
 from kvstore.errors import ConfigError
 
 SECONDS = 30.0
 
 
-def address(config: ClusterConfig) -> str:
-    """Where the proxy of ``config`` takes operators' calls: on its own host by its socket."""
-    socket = admin_socket(config, Path(config.run_dir))
-    proxy = config.proxy
-    if socket.exists() or not proxy.admin_port:
-        return f"unix:{socket}"
-    host = f"[{proxy.admin_host}]" if ":" in proxy.admin_host else proxy.admin_host
-    return f"http://{host}:{proxy.admin_port}"
-
-
 def ask(proxy: str, token: str, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
-    """What the proxy at ``proxy`` (``address``) answers. Raises ConfigError."""
+    """What the proxy at ``proxy`` (``cluster.admin_address``) answers. Raises ConfigError."""
     headers = {TOKEN_HEADER: token}
     call = (
         probe.get(proxy, path, SECONDS, headers)
@@ -55,7 +45,7 @@ def ask(proxy: str, token: str, method: str, path: str, body: bytes = b"") -> di
 def asked(config: ClusterConfig, method: str, path: str) -> dict[str, Any]:
     """``ask`` of the proxy of ``config``, by the keys in its state folder."""
     token = load_or_create(Path(config.state_dir)).http_token()
-    return ask(address(config), token, method, path)
+    return ask(admin_address(config, Path(config.run_dir)), token, method, path)
 
 
 def flush(config: ClusterConfig, tenant: str) -> str:

@@ -354,6 +354,15 @@ def admin_socket(config: ClusterConfig, run_dir: Path) -> Path:
     return run_dir / f"proxy.{config.proxy.port}.admin"
 
 
+def admin_address(config: ClusterConfig, run_dir: Path) -> str:
+    """Where to ask the proxy as an operator, from here: by its socket if that is on this host."""
+    socket, proxy = admin_socket(config, run_dir), config.proxy
+    if socket.exists() or not proxy.admin_port:
+        return f"unix:{socket}"
+    host = f"[{proxy.admin_host}]" if ":" in proxy.admin_host else proxy.admin_host
+    return f"http://{host}:{proxy.admin_port}"
+
+
 def dram_feed(config: ClusterConfig, run_dir: Path, role: Role) -> str:
     """Where the DRAM tier's server tells relays of ``role``; "": such workers load nothing."""
     if role == "decode" or not config.dram.enabled:

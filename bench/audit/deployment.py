@@ -17,7 +17,7 @@ from kvstore.cluster import (
     Addresses,
     ClusterConfig,
     addresses,
-    admin_socket,
+    admin_address,
     load,
     worker_name,
 )
@@ -53,9 +53,7 @@ class Worker:
     @property
     def endpoint(self) -> Endpoint:
         """Its HTTP, without any token."""
-        if self.at.http.startswith("unix:"):
-            return Endpoint("http://worker", {}, Path(self.at.http.removeprefix("unix:")))
-        return Endpoint(self.at.http)
+        return Endpoint.at(self.at.http, {})
 
     def shown(self, token: str) -> Endpoint:
         """Likewise, as asked by who knows the cluster's ``token``."""
@@ -83,10 +81,7 @@ class Deployment:
     @property
     def operator(self) -> Endpoint:
         """Where operators are let in, with their token."""
-        door, proxy = admin_socket(self.config, self.run_dir), self.config.proxy
-        if door.exists() or not proxy.admin_port:
-            return Endpoint("http://operator", {TOKEN_HEADER: self.token}, door)
-        return Endpoint(_http(proxy.admin_host, proxy.admin_port), {TOKEN_HEADER: self.token})
+        return Endpoint.at(admin_address(self.config, self.run_dir), {TOKEN_HEADER: self.token})
 
     @property
     def owner(self) -> TestTenant:
@@ -126,11 +121,7 @@ class Deployment:
 def base_url(config: ClusterConfig) -> str:
     """Where the proxy of ``config`` is reached from its own host."""
     host = "127.0.0.1" if config.proxy.host in _ANY else config.proxy.host
-    return _http(host, config.proxy.port)
-
-
-def _http(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.proxy.port}"
 
 
 def opened(file: Path, keys: Sequence[str]) -> Deployment:

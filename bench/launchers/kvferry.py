@@ -25,7 +25,7 @@ from bench.launchers.engine import reset
 from bench.launchers.system import MODEL_NAME, START_SECONDS, Setting
 from bench.processes import Child, StartFailed
 from kvstore.cluster import ClusterConfig, addresses, parse, worker_name
-from kvstore.credentials import load_or_create
+from kvstore.credentials import TOKEN_HEADER, load_or_create
 from kvstore.messages import ROLES, Role
 from kvstore.salts import OWNER_HEADER, Owner
 
@@ -156,12 +156,11 @@ class Kvferry:
         return bool(counts.get("prefill")) and bool(counts.get("decode"))
 
     def _token(self) -> dict[str, str]:
-        return {"x-kvferry-token": load_or_create(self._state_dir).http_token()}
+        return {TOKEN_HEADER: load_or_create(self._state_dir).http_token()}
 
     def _worker(self, role: Role, token: Mapping[str, str]) -> Endpoint:
         http = addresses(self._config, self._run_dir, role, 0).http
-        headers = {**token, OWNER_HEADER: _NOBODY}
-        return Endpoint("http://worker", headers, Path(http.removeprefix("unix:")))
+        return Endpoint.at(http, {**token, OWNER_HEADER: _NOBODY})
 
     def _toml(self, keys: Mapping[str, str]) -> str:
         """Defaults, but for what all systems share and what this run has to know."""

@@ -22,12 +22,19 @@ from typing import Any, TypeVar
 
 import psutil
 
-from deploy import explain, operators
+from deploy import explain
 from deploy.models import name_of
 from deploy.places import free_port
 from kvstore import adapters
 from kvstore.blockhash import block_chain, block_names
-from kvstore.cluster import ClusterConfig, addresses, admin_socket, load, parse_worker_name
+from kvstore.cluster import (
+    ClusterConfig,
+    addresses,
+    admin_address,
+    admin_socket,
+    load,
+    parse_worker_name,
+)
 from kvstore.credentials import TOKEN_HEADER, load_or_create
 from kvstore.index import Held
 from kvstore.messages import ServedAdapter
@@ -266,7 +273,7 @@ class LiveCluster:
         """What the proxy would do with this completion."""
         request = "completions", json.dumps({"prompt": prompt, **fields}).encode()
         token = load_or_create(Path(self.config.state_dir)).http_token()
-        return explain.ask(operators.address(self.config), token, tenant, request)
+        return explain.ask(admin_address(self.config, self.run_dir), token, tenant, request)
 
     def worker(
         self, name: str, method: str, path: str, body: Any = None, claim: str = ""

@@ -10,8 +10,11 @@ import pytest
 
 from kvstore.cluster import (
     ClusterConfig,
+    Proxy,
     Section,
     addresses,
+    admin_address,
+    admin_socket,
     dram_feed,
     load,
     parse,
@@ -174,3 +177,15 @@ def test_clients_and_operators_have_a_port_each() -> None:
     with pytest.raises(ConfigError, match="admin_port"):
         parse(f"[proxy]\n{same}8000\n")
     assert parse(f"[proxy]\n{same}8001\n").proxy.admin_port == 8001
+
+
+def test_operators_are_let_in_by_the_socket_of_this_host_or_else_by_the_port(
+    tmp_path: Path,
+) -> None:
+    only_here = ClusterConfig(proxy=Proxy(port=9))
+    anywhere = ClusterConfig(proxy=Proxy(port=9, admin_host="::1", admin_port=7))
+    socket = f"unix:{tmp_path}/proxy.9.admin"
+    assert admin_address(only_here, tmp_path) == socket
+    assert admin_address(anywhere, tmp_path) == "http://[::1]:7"
+    admin_socket(anywhere, tmp_path).touch()
+    assert admin_address(anywhere, tmp_path) == socket
