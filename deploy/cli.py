@@ -18,16 +18,7 @@ from pathlib import Path
 import msgspec
 
 from bench.cli import main as bench_main
-from deploy import (
-    checks,
-    doctor,
-    dram,
-    models,
-    operating,
-    places,
-    run_folder,
-    supervisor,
-)
+from deploy import checks, doctor, dram, models, operating, places, run_folder, supervisor
 from deploy.settings import loaded, resolved, tell
 from deploy.welcome import welcome
 from kvstore import adapters, cluster, keeper
@@ -39,7 +30,6 @@ from kvstore.machine import inspect
 from kvstore.messages import ROLES
 
 LOCAL_TENANT = "local"
-
 
 _EXAMPLES = """\
 examples:
@@ -105,6 +95,19 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "dram", _dram, "start this host's DRAM tier", needs_file=True)
     checked = _command(commands, "doctor", _doctor, "check that nothing is written or shown")
     checked.add_argument("--json", action="store_true", help="print it for programs")
+    _add_operating(commands)
+    # Listed here; their own parser reads the words after them.
+    commands.add_parser("bench", help="measure this or any other server", add_help=False)
+    commands.add_parser(
+        "audit",
+        help="evidence that tenants are apart and nothing is left",
+        add_help=False,
+    )
+    return parser
+
+
+def _add_operating(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Those of ``deploy.operating``."""
     asked = _command(
         commands, "explain", operating.explain, "ask the running proxy why it sends what where"
     )
@@ -130,14 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     keygen = commands.add_parser("keygen", help="make an API key for a tenant")
     keygen.add_argument("tenant", help="the tenant's name in the cluster file")
     keygen.set_defaults(run=operating.keygen)
-    # Listed here; their own parser reads the words after them.
-    commands.add_parser("bench", help="measure this or any other server", add_help=False)
-    commands.add_parser(
-        "audit",
-        help="evidence that tenants are apart and nothing is left",
-        add_help=False,
-    )
-    return parser
 
 
 def _command(
