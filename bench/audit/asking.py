@@ -93,26 +93,14 @@ class Asker:
         reply = await self._client.ask(endpoint, "POST", path, content)
         return whole(reply.status, reply.headers, reply.body)
 
-    async def stream(
-        self,
-        tenant: TestTenant,
-        path: str,
-        fields: Mapping[str, Any],
-        headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    async def stream(self, tenant: TestTenant, path: str, fields: Mapping[str, Any]) -> Answer:
         """As ``post``, streamed."""
-        return streamed(await self.timed(tenant, path, fields, headers))
+        return streamed(await self.timed(tenant, path, fields))
 
-    async def timed(
-        self,
-        tenant: TestTenant,
-        path: str,
-        fields: Mapping[str, Any],
-        headers: Mapping[str, str] | None = None,
-    ) -> Timeline:
+    async def timed(self, tenant: TestTenant, path: str, fields: Mapping[str, Any]) -> Timeline:
         """A stream, and when its tokens came."""
-        endpoint, body = _with(tenant.endpoint, headers), self._body(fields)
-        return await self._client.stream(endpoint, body, time.monotonic(), path=path)
+        body = self._body(fields)
+        return await self._client.stream(tenant.endpoint, body, time.monotonic(), path=path)
 
     async def known(self, tenant: TestTenant, fields: Mapping[str, Any]) -> Known:
         """What the index has of a request's prompt for ``tenant``; nothing is computed for it.

@@ -25,13 +25,12 @@ async def audited(
     *,
     full: bool,
     seed: int,
-    seconds: float = SHORT_SECONDS,
 ) -> Part:
-    """Short: as many trials as fit into so many ``seconds``. Full: as many as the equivalence test
+    """Short: as many trials as fit into ``SHORT_SECONDS``. Full: as many as the equivalence test
     needs, as far as a pilot says that they fit in its bound.
     """
     measuring = Measuring(deployment, asker, seed)
-    bound = FULL_SECONDS if full else seconds
+    bound = FULL_SECONDS if full else SHORT_SECONDS
     wanted = power.needed(power.POWER) if full else None
     if full:
         pilot = await measuring.blocks(lambda times: times.seconds > PILOT_SECONDS, say)

@@ -31,15 +31,15 @@ class TierMemory:
         """There is such memory."""
         return bool(self._before)
 
-    def changed_runs(self, most: int = RUNS) -> list[bytes]:
+    def changed_runs(self) -> list[bytes]:
         """Runs of bytes out of what has changed since, spread over all of it."""
         found: list[bytes] = []
         for path, before in self._before.items():
             now = _digests(path)
             windows = [at for at, digest in enumerate(now) if before[at] != digest]
-            for window in windows[:: max(1, len(windows) // most)][:most]:
+            for window in windows[:: max(1, len(windows) // RUNS)][:RUNS]:
                 found += _varied(path, window)
-        return found[:most]
+        return found[:RUNS]
 
 
 def _digests(path: str) -> list[int]:
