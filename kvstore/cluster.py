@@ -268,7 +268,7 @@ def parse(text: str, source: str = "configuration") -> ClusterConfig:
         )
     _require_tenants(config, source)
     _require_private_address(config.proxy.admin_host, f"{source}: proxy.admin_host")
-    if config.proxy.admin_port == config.proxy.port:
+    if config.proxy.admin_port == config.proxy.port > 0:
         raise ConfigError(
             f"{source}: proxy.admin_port is proxy.port: clients would come in where operators do"
         )
