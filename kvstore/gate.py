@@ -177,8 +177,8 @@ async def _body(receive: Receive) -> bytes:
 
 async def refuse(send: Send, refusal: Refusal) -> None:
     """A whole JSON answer that says why."""
-    fields = {"error": refusal.message} | ({"code": refusal.code} if refusal.code else {})
-    await answer(send, refusal.status, msgspec.json.encode(fields))
+    fields = {"message": refusal.message, "code": refusal.code}
+    await answer(send, refusal.status, msgspec.json.encode({"error": fields}))
 
 
 async def answer(send: Send, status: int, body: bytes) -> None:

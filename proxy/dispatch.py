@@ -39,6 +39,9 @@ from proxy.upstream import REQUEST_HEADER, TRANSFER_HEADER, Reply, Upstream
 from proxy.usage import Path, PrefillEnd
 from proxy.wire import decoded
 
+_OVER = "http-409"
+"""How a leg fails whose tenant was flushed: its worker is as good as before, for all others."""
+
 log = logging.getLogger("kvferry.proxy")
 Told = TypeVar("Told")
 
@@ -157,7 +160,10 @@ class Dispatch:
             took = _took(end, len(job.tokens), worker.block_size)
             self._turns.ended(plan.given, computed=True, took=took)
         else:
-            self._turns.failed(plan.given)
+            if end.failure == _OVER:
+                self._turns.ended(plan.given, computed=False)
+            else:
+                self._turns.failed(plan.given)
             self._metrics.leg_failed("prefill", end.failure)
             log.warning(
                 "request=%s prefill leg on %s failed: %s", request_id, worker.worker, end.failure

@@ -129,6 +129,8 @@ def from_worker(status: int, raw: bytes) -> ApiError:
         return ApiError(501, message, kind="server_error", code="not_implemented")
     if not 400 <= status < 500:
         return overloaded("The worker serving this request failed.")
+    if fields.get("code") == FLUSHED:  # which this proxy may not have heard yet
+        return flushed()
     if status in {401, 403}:  # between us and the worker; the client's key was right
         return overloaded("A worker refused this proxy.")
     param = fields.get("param")

@@ -146,7 +146,7 @@ def test_a_gate_lets_no_epoch_in_that_is_over(cluster: LiveCluster, prompt: Prom
         assert time.monotonic() - began < 0.5
         running.join(5)
         assert answers[0][0] == 409
-        assert json.loads(answers[0][1])["code"] == "cache_flushed"
+        assert json.loads(answers[0][1])["error"]["code"] == "cache_flushed"
         assert cluster.worker(name, "POST", "/v1/completions", body)[0] == 409
         standing = [[whose, 2, 0.0, 1.0]]
         assert cluster.worker(name, "POST", "/kvferry/tenancy", standing)[0] == 200

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from kvstore.admission import FLUSHED
+from kvstore.exchange import Event
+from kvstore.gate import refuse
 from kvstore.messages import Holding, Standing, Tenancy, Usage, Wiped
 from kvstore.salts import OWNER_HEADER, Scope, owner, salt, tag
+from proxy import faults
 from tests.support.proxy_fakes import SALT_KEY, Stage, chat, run, stage, until
 
 pytestmark = pytest.mark.timeout(60)
@@ -193,3 +197,29 @@ def test_nothing_is_flushed_before_a_worker_has_said_what_it_knows(
             assert (status, found["epoch"]) == (200, 6)
 
     run(scenario)
+
+
+def test_a_leg_refused_as_flushed_costs_nobody_else_the_worker(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path) as s:
+            s.d.hold = asyncio.Event()
+            error = {"message": FLUSHED.message, "code": FLUSHED.code}
+            s.p.refusal = (FLUSHED.status, {"error": error})
+            async with s.post(chat()) as reply:  # decode has not heard yet
+                assert reply.status == 200
+            assert s.d.abandoned
+            queues = s.pipeline._turns._queues.values()
+            assert [queue.scheduler._failures for queue in queues] == [{}]
+
+    run(scenario)
+
+
+def test_a_gate_refuses_in_the_form_that_proxies_read() -> None:
+    sent: list[Event] = []
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+
+    asyncio.run(refuse(send, FLUSHED))
+    error = faults.from_worker(sent[0]["status"], sent[1]["body"])
+    assert (error.status, error.code) == (409, "cache_flushed")

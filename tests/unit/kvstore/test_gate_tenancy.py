@@ -165,7 +165,7 @@ def test_an_epoch_that_is_over_stays_over() -> None:
             assert (await engine.post(LEG, owner=f"{TAG}-{epoch}"))[0] == status
         assert (await engine.post(LEG, owner=f"{OTHER}-0"))[0] == 200
         body = (await engine.post(LEG, owner=f"{TAG}-4"))[1]
-        assert json.loads(body)["code"] == "cache_flushed"
+        assert json.loads(body)["error"]["code"] == "cache_flushed"
 
     run(scenario)
 
@@ -186,7 +186,7 @@ def test_calls_of_an_epoch_that_is_over_are_ended_and_no_others(
         if streams:
             assert (status, body) == (200, b"one ...")
         else:
-            assert (status, json.loads(body)["code"]) == (409, "cache_flushed")
+            assert (status, json.loads(body)["error"]["code"]) == (409, "cache_flushed")
         assert engine.seen == ["http.disconnect", *(["cancelled"] if stubborn else [])]
         assert [call.done() for call in calls[1:]] == [False, False]
         engine.go_on.set()
