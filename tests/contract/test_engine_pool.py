@@ -401,12 +401,38 @@ def test_a_flush_overwrites_what_cannot_be_found_and_only_what_was_used() -> Non
     pool.claim(partial.cache_salt, engine.get_block_ids("p")[0])
     other = request("o", [1, 2], salt(KEY, Scope("c", 0)))
     assert engine.allocate_slots(other, 2) is not None
+    pool.claim(other.cache_salt, engine.get_block_ids("o")[0])
     engine.free(partial)
     assert pool.take_soiled(99) == []
     assert pool.flush(TAGS["a"], 5) == 0
     assert len(pool.take_soiled(99)) == 1
     engine.free(other)  # It may hold old bytes of the tenant's in slots it has not written.
     assert len(pool.take_soiled(99)) == 1
+
+
+def test_an_epoch_that_is_over_before_its_first_block_is_asked_for_keeps_nothing() -> None:
+    engine = manager(9, sliding=False)
+    pool = adopt(engine.block_pool)
+    assert pool.flush(TAGS["a"], 5) == 0
+    for epoch, kept in ((4, 0), (5, 1)):
+        one = request("r", [1] * BLOCK, salt(KEY, Scope("a", epoch)))
+        assert engine.allocate_slots(one, BLOCK) is not None
+        pool.claim(one.cache_salt, engine.get_block_ids("r")[0])
+        engine.free(one)
+        assert len(pool.cached_block_hash_to_block) == kept
+        assert len(pool.take_soiled(99)) == 1 - kept
+
+
+def test_a_part_of_a_block_is_entered_as_little_as_a_whole_one() -> None:
+    engine = manager(9, sliding=False)
+    pool = adopt(engine.block_pool)
+    for text, kept in ((one_shot(KEY, "a", 0), 0), (salt(KEY, Scope("a", 0)), 1)):
+        one = request("r", [1] * (2 * BLOCK), text)
+        (block,) = pool.get_new_blocks(1)
+        pool.claim(text, [block.block_id])
+        pool.cache_partial_block(one, block, BLOCK, 0, BLOCK)
+        assert len(pool.cached_block_hash_to_block) == kept
+        pool.free_blocks([block])
 
 
 def test_only_vllms_plain_pool_is_adopted_and_only_once() -> None:
