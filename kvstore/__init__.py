@@ -9,4 +9,9 @@ Reading order: ``messages`` (every message between processes), ``transfer`` (sen
 receiving as state machines without I/O), ``ledger`` (completion, exactly once),
 ``transport`` (bytes, and the threads that move them), ``relay`` and ``feed`` (what a
 worker holds, told to proxies), ``lmcache_tier`` (the DRAM tier).
+
+Tenants: ``salts`` (whose KV it is), ``standings`` (what holds for them: epochs and shares). What
+holds goes from proxies (``tenant_feed``) to workers (``relay``), from there to the engine
+(``gate_telling``, ``gate``, ``errands``, ``engine_tenants``, ``engine_pool``) and to DRAM
+(``tier_server``, ``lmcache_tenants``, ``tier_tenants``). Whoever keeps KV keeps it on ``shelves``.
 """
