@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kvstore.messages import Holding, Standing, Tenancy, TenantMessage, Tier, Usage, Wiped
 from kvstore.standings import Standings, parts
 
@@ -116,7 +118,7 @@ class TenantFeed:
                     known.unconfirmed.discard(standing.tag)
             if standing.epoch > ours.epoch:
                 # The shares are the file's to say, and this proxy has read it.
-                self.say([Standing(standing.tag, standing.epoch, ours.floor, ours.limit)])
+                self.say([msgspec.structs.replace(ours, epoch=standing.epoch)])
                 self._raised(standing.tag, standing.epoch)
 
     def _count(self, known: _Worker, told: Usage) -> None:
