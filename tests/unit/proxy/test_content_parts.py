@@ -89,7 +89,7 @@ def test_in_any_message(role: str) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(parts.URLS))
-@pytest.mark.parametrize("url", [PIXEL, PIXEL.replace("data", "DaTa"), "data:,"])
+@pytest.mark.parametrize("url", [PIXEL, PIXEL.replace("data", "DaTa"), "data:;base64,"])
 def test_what_is_sent_along_passes(key: str, url: str) -> None:
     for value in (url, {"url": url}):
         assert checked({"type": key, key: value}) == ([{"type": key, key: value}], True)
