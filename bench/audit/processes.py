@@ -56,6 +56,18 @@ def mapped(processes: Iterable[psutil.Process]) -> set[str]:
     return found
 
 
+def sockets(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Unix sockets that ``processes`` have open under a name."""
+    found: set[Path] = set()
+    for process in processes:
+        try:
+            names = {str(one.laddr) for one in process.net_connections(kind="unix")}
+        except psutil.Error:
+            continue
+        found |= {Path(name) for name in names if name.startswith("/") and Path(name).exists()}
+    return found
+
+
 def open_files(process: psutil.Process) -> Iterator[OpenFile]:
     """Its regular files, but for memory that has a file's face. Raises OSError if not allowed."""
     folder = f"/proc/{process.pid}/fd"

@@ -37,8 +37,10 @@ def _closed(path: Path) -> Attempt:
     return Attempt(str(path), closed, f"mode {mode:o}, user {status.st_uid}")
 
 
-def another_user(deployment: Deployment) -> Finding:
-    """A user of the same host at every socket of the run folder, and at the keys."""
+def another_user(deployment: Deployment, elsewhere: Iterable[Path] = ()) -> Finding:
+    """A user of the same host at every socket of the run folder and those ``elsewhere``, such as
+    engines' own in the temporary folder; and at the keys.
+    """
     name = "another user of this host"
     if os.geteuid() != 0:
         return row(name, [], note="only root can try as another user; see the folders' modes")
@@ -48,7 +50,7 @@ def another_user(deployment: Deployment) -> Finding:
     control = f"we cannot connect to {', '.join(path.name for path in ours)}" if ours else ""
     if not sockets:
         control = "there is no socket in the run folder"
-    return row(name, _as_nobody(sockets, keys), control)
+    return row(name, _as_nobody(sorted({*sockets, *elsewhere}), keys), control)
 
 
 def sockets_in(folder: Path) -> list[Path]:
@@ -66,6 +68,8 @@ def _as_nobody(sockets: Iterable[Path], files: Iterable[Path]) -> list[Attempt]:
         libc.setfsuid(NOBODY)
         for path in sockets:
             number = _connected(path)
+            if number == errno.ENOENT:  # gone meanwhile
+                continue
             told = os.strerror(number) if number else "connected"
             attempts.append(Attempt(f"connect to {path.name}", number in _REFUSALS, told))
         for path in files:

@@ -40,9 +40,11 @@ async def audited(
     for worker in deployment.workers:
         found(await doors.worker(worker))
     found(folders.modes(deployment))
-    found(await asyncio.to_thread(folders.another_user, deployment))
+    running = processes.of(deployment)
+    elsewhere = processes.sockets(running)
+    found(await asyncio.to_thread(folders.another_user, deployment, elsewhere))
     found(await asyncio.to_thread(handshakes, deployment))
-    found(listening.beyond_loopback(deployment, processes.of(deployment)))
+    found(listening.beyond_loopback(deployment, running))
     try:
         epoch = await asker.epoch(deployment.owner)
         found(await doors.flushed_epochs(epoch))

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import zmq
 from aiohttp import web
 
+from bench.audit import processes
 from bench.audit.asking import Asker
 from bench.audit.deployment import Deployment, TestTenant, Worker
 from bench.audit.findings import Finding
@@ -108,11 +110,14 @@ def test_another_user_is_let_in_where_folders_are_open(tmp_path_factory: Any) ->
         listening.listen(4)
         closed = folders.another_user(deployment)
         assert (closed.verdict, closed.figures["refused"]) == ("pass", 5)
+        assert Path(f"{base}/run/a.http") in processes.sockets([psutil.Process()])
         (base / "run").chmod(0o755)
         Path(f"{base}/run/a.http").chmod(0o777)
         opened = folders.another_user(deployment)
         assert (opened.verdict, opened.figures["refused"]) == ("fail", 4)
         assert "connect to a.http: connected" in opened.why
+        twice = folders.another_user(deployment, [base / "run" / "a.http", base / "none"])
+        assert twice.figures["tried"] == 5
 
 
 def test_the_proxys_doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
