@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "transport": "how fast KV moves between two processes, beside what the machine allows",
     "index": "what it costs a proxy to know what its workers hold",
     "router": "what the proxy costs a request, beside another router",
+    "flood": "what a tenant that floods the caches takes from one that does not",
     "isolation": "what it costs that tenants are kept apart: CPU of the proxy, and hits",
     "restart": "how soon a proxy that was killed steers as well as before",
     "simulate": "where requests of a trace go, and how long they wait, in a fleet you do not have",

@@ -12,6 +12,7 @@ BenchError
 ├── selftest.settings.SelftestFailed    a part of the audit did not come to its end
 ├── transport.ends.end.TransportFailed  a contender could not be measured
 ├── routing.settings.RoutingFailed      a router or its workers did not do what is measured
+├── flooding.settings.FloodFailed       the load could not be put on as it is meant
 ├── isolation.settings.IsolationFailed  what is compared is not there, or not what it is to be
 ├── audit.errors.CannotAudit            a setting of an audit is wrong, or nothing is there to audit
 ├── processes.StartFailed               a system did not come up

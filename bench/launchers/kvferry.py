@@ -13,7 +13,7 @@ import secrets
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from bench.errors import RequestFailed
 from bench.launchers.engine import reset
 from bench.launchers.system import MODEL_NAME, START_SECONDS, Setting
 from bench.processes import Child, StartFailed
-from kvstore.cluster import ClusterConfig, addresses, parse, worker_name
+from kvstore.cluster import ClusterConfig, addresses, admin_socket, parse, worker_name
 from kvstore.credentials import TOKEN_HEADER, load_or_create
 from kvstore.messages import ROLES, Role
 from kvstore.salts import OWNER_HEADER, Owner
@@ -38,12 +38,14 @@ _NOBODY = Owner("0" * 16, 0).claim
 @dataclass(frozen=True)
 class Shape:
     """What a benchmark of kvferry alone may have otherwise: its ``tenants``, further ``settings``
-    (TOML sections), and ``max_model_len``, 0 for the model's own.
+    (TOML sections), and ``max_model_len``, 0 for the model's own. ``shares``: of caches, the floor
+    and the limit of those tenants that have not the usual ones.
     """
 
     tenants: tuple[str, ...] = ("bench",)
     settings: str = ""
     max_model_len: int = 0
+    shares: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Kvferry:
@@ -130,6 +132,19 @@ class Kvferry:
         asks = self._tenants[tenant]
         return Endpoint(asks.base, {**asks.headers, **self._token()})
 
+    def asks(self, tenant: str) -> Endpoint:
+        """Where ``tenant`` asks."""
+        return self._tenants[tenant]
+
+    async def flush(self, tenant: str) -> Mapping[str, Any]:
+        """All that is cached for ``tenant`` is gone, as an operator has it. Raises RequestFailed.
+
+        What the proxy answered.
+        """
+        socket = admin_socket(self._config, self._run_dir)
+        operator = Endpoint("http://operator", self._token(), socket)
+        return await self._client.post(operator, f"/admin/tenants/{tenant}/flush")
+
     async def kill_prefill(self) -> list[str]:
         """SIGKILL the prefill engine's whole process group, as its worker has written it down."""
         record = self._run_dir / f"{worker_name('prefill', 0)}.group"
@@ -162,12 +177,19 @@ class Kvferry:
         http = addresses(self._config, self._run_dir, role, 0).http
         return Endpoint.at(http, {**token, OWNER_HEADER: _NOBODY})
 
+    def _shares(self, tenant: str) -> str:
+        if tenant not in self._shape.shares:
+            return ""
+        floor, limit = self._shape.shares[tenant]
+        return f"cache_floor = {floor}\ncache_limit = {limit}\n"
+
     def _toml(self, keys: Mapping[str, str]) -> str:
         """Defaults, but for what all systems share and what this run has to know."""
         setting = self._setting
         tenants = "".join(
             f'[[tenants]]\nname = "{tenant}"\n'
             f'keys_sha256 = ["{hashlib.sha256(key.encode()).hexdigest()}"]\n'
+            f"{self._shares(tenant)}"
             for tenant, key in keys.items()
         )
         return f"""\
