@@ -53,6 +53,7 @@ test: install models
 # KVFERRY_AUDIT=full: 10,000 hostile requests, five builds without a protection, 20,000 odd calls.
 audit: install
 	KVFERRY_AUDIT=full KVFERRY_API_CASES=20000 $(BIN)/python -m pytest -s tests/e2e/test_isolation.py tests/e2e/test_mutants.py \
+		tests/e2e/test_two_adapters.py \
 		tests/integration/proxy/test_api_cases.py $(ARGS)
 
 models: $(MODELS)

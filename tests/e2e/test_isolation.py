@@ -26,6 +26,8 @@ Prompts = Callable[[int], list[int]]
 
 FULL = os.environ.get("KVFERRY_AUDIT") == "full"
 REQUESTS = 10_000 if FULL else 240
+PARTS = ["deterministic", "transport", *(["volatile"] if FULL else [])]
+"""What is volatile is looked for in all files of a host: tests/integration/bench has it smaller."""
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_what_is_not_to_be_kept_is_not(cluster: LiveCluster, prompt: Prompts) ->
 
 
 # Last: what its forged transfers leave is held under a lease, which a flush has to wait for.
-@pytest.mark.parametrize("part", ["deterministic", "volatile", "transport"])
+@pytest.mark.parametrize("part", PARTS)
 def test_the_audit_finds_nothing(cluster: LiveCluster, tmp_path: Path, part: str) -> None:
     code, told = audited(cluster, tmp_path, part)
     print(told["metrics"])

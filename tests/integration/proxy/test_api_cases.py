@@ -31,7 +31,7 @@ from tests.support import api_schema
 from tests.support.proxy_fakes import KEYS, MODEL, TOKEN, stage
 from tests.support.vllm_judge import judge
 
-CASES = int(os.environ.get("KVFERRY_API_CASES", "200"))
+CASES = int(os.environ.get("KVFERRY_API_CASES", "80"))
 LONG = CASES > 1000
 KEY = {"authorization": f"Bearer {KEYS['alice']}"}
 OPERATOR = {TOKEN_HEADER: TOKEN}
