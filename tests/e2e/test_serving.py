@@ -210,8 +210,9 @@ HERE: list[dict[str, object]] = [
     *(_turns(text, text, "", text + text) for text in TEXTS),
     *(_turns("", text) for text in TEXTS),
     {**_turns("Be brief.", "Hi"), "top_p": 0.5, "stop": ["x"], "seed": 7, "user": "me"},
+    {"prompt": "Hi", "a_field_nobody_knows": 1},
 ]
-"""Prompts that the proxy makes itself."""
+"""Prompts that the proxy makes itself; no worker hears of a field that nobody knows."""
 
 THERE: list[dict[str, object]] = [
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "one"}]}]},
@@ -224,7 +225,6 @@ THERE: list[dict[str, object]] = [
     {**_turns("", TEXTS[4]), "truncate_prompt_tokens": 20},
     {"prompt": TEXTS[4], "truncate_prompt_tokens": 20},
     {"prompt": "Hi", "add_special_tokens": False},
-    {"prompt": "Hi", "a_field_nobody_knows": 1},
 ]
 """Prompts that a worker has to render."""
 
