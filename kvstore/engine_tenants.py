@@ -155,6 +155,10 @@ class EngineTenants:
         self._errands.discard(request)
         return TenancyReport(len(self._flushes))
 
+    def flushing(self) -> dict[str, int]:
+        """Tenants whose flush is not over, by tag, and the epoch below which nothing is kept."""
+        return {tag: flush.epoch for tag, flush in self._flushes.items()}
+
     def take_told(self) -> list[Usage | Wiped]:
         """What the worker's relay is to hear since the last call."""
         told, self._told = self._told, []

@@ -126,6 +126,7 @@ class PrefillConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefillMetadata:
         self._scheduling.preempted(scheduler_output.preempted_req_ids or ())
+        self._scheduling.flush(self._tenants.flushing())
         idle = scheduler_output.total_num_scheduled_tokens == 0
         orders = self._scheduling.step(_scheduled(scheduler_output), idle)
         orders.wipes = self._tenants.step(new_blocks(scheduler_output), idle)

@@ -1,14 +1,9 @@
 """The scheduler half of prefill: which pages are complete, and what the DRAM tier holds.
 
-A request's stages::
-
-    NEW ── tier holds more than the engine ──▶ LOADING ── loaded or failed ──▶ COMPUTING
-     ├─── only decode's part is missing ─────▶ SHIPPING ── nobody ended it ──▶ COMPUTING
-     └──────────────── otherwise ─────────────────────────────────────────────▶ COMPUTING
-
-The tier is asked once per request; after that the engine computes, whatever happens. Of a request
-of which nothing may be kept the tier hears nothing. A request that is only shipped waits as if it
-were loaded until its gate ends it, and nothing is computed.
+A request's stages are drawn in :mod:`prefill.tracked`. The tier is asked once per request; after
+that the engine computes, whatever happens. Of a request of which nothing may be kept the tier
+hears nothing. A request that is only shipped waits as if it were loaded until its gate ends it, and
+nothing is computed.
 
 Of a sliding group only the blocks are shipped that live at the prompt's end. vLLM gives such
 blocks away as soon as the window has passed them, the last of them when the request finishes and
@@ -17,11 +12,10 @@ though we have asked it to wait; so each one ordered to be read is held until th
 
 from __future__ import annotations
 
-import enum
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from kvstore.blockhash import block_names, prompt_digest
@@ -37,11 +31,13 @@ from kvstore.handoff import (
 from kvstore.layout import KVGroup
 from kvstore.messages import Held
 from kvstore.once import UsedOnce
-from kvstore.tier import TierKey, TierLookup, is_kept
+from kvstore.tier import TierKey, TierLookup
 from kvstore.tier_shape import NULL_BLOCK
 from kvstore.transfer import Prompt
+from prefill.leaving import Leaving
 from prefill.orders import Opening, Orders, Supply
 from prefill.tier_orders import BlockTables, Copied, TierOrders
+from prefill.tracked import Stage, Tracked
 
 WAIT_SECONDS = 5.0
 """How long a prompt that is only shipped waits for its gate to end it; then it is computed."""
@@ -73,38 +69,6 @@ class BlockHolds(Protocol):
     def release(self, block_ids: Sequence[int]) -> None: ...
 
 
-class Stage(enum.Enum):
-    """Where a request stands."""
-
-    NEW = enum.auto()
-    LOADING = enum.auto()
-    SHIPPING = enum.auto()
-    COMPUTING = enum.auto()
-
-
-@dataclass
-class _Tracked:
-    key: TierKey
-    transfer: bytes | None
-    lease_until: float
-    leaves_rest: bool
-    stage: Stage = Stage.NEW
-    only_ships: bool = False
-    local: int = 0
-    loading: int = 0
-    dram: int = 0
-    begun: float | None = None
-    copied: Copied = field(default_factory=Copied)
-    supplied: list[int] = field(default_factory=list)
-    opened: bool = False
-    told_until: float = 0.0
-    waits_until: float = 0.0
-    ordered_stores: bool = False
-
-    def __post_init__(self) -> None:
-        self.kept = is_kept(self.key.salt)
-
-
 class PrefillScheduling:
     """Owned by the engine's scheduler; no method waits for anything."""
 
@@ -125,19 +89,20 @@ class PrefillScheduling:
         self._held: defaultdict[str, list[int]] = defaultdict(list)
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._tracked: dict[str, _Tracked] = {}
+        self._tracked: dict[str, Tracked] = {}
         self._to_park: list[Scheduled] = []
         self._parked: dict[str, Scheduled] = {}
         self._orders = Orders()
         self._told: list[Held] = []
         self._transfers = UsedOnce()
+        self._leaving = Leaving()
 
     def added(self, request: EngineRequest) -> None:
         """A request joins the engine's queue."""
         tokens = list(request.prompt_token_ids or ())
         names = block_names(request.block_hashes)
         key = TierKey(request.request_id, tokens, request.cache_salt or "", names)
-        tracked = _Tracked(key, *self._ticket(request, len(tokens)))
+        tracked = Tracked(key, *self._ticket(request, len(tokens)))
         self._tracked[key.request] = tracked
         if tracked.kept:
             self._tier.start(key)
@@ -228,7 +193,14 @@ class PrefillScheduling:
     def sent(self, requests: Iterable[str]) -> None:
         """These finished requests' blocks are no longer read."""
         for request in requests:
+            self._leaving.sent(request)
             self._release(request)
+
+    def flush(self, flushing: Mapping[str, int]) -> None:
+        """These tenants' KV of lower epochs, by tag, waits for nobody that has not asked for it."""
+        for request, transfer in self._leaving.flush(flushing):
+            self._orders.withdrawals.append((request, transfer))
+            self._orders.closings.append(transfer)
 
     def report(self, request: str) -> PrefillReport | None:
         """The request's account of itself, as of now; None where nothing was computed for it."""
@@ -252,6 +224,8 @@ class PrefillScheduling:
             # not ours; so is the end of a wait, once it is ordered.
             return False
         self._orders.released.append(request)
+        if tracked.transfer is not None:
+            self._leaving.add(request, tracked.key.salt, tracked.transfer)
         return True
 
     def _ticket(self, request: EngineRequest, length: int) -> tuple[bytes | None, float, bool]:
@@ -293,7 +267,7 @@ class PrefillScheduling:
             elif now >= tracked.told_until:
                 self._tell(tracked)
 
-    def _keep_in_tier(self, tracked: _Tracked, item: Scheduled) -> None:
+    def _keep_in_tier(self, tracked: Tracked, item: Scheduled) -> None:
         held = self._tier.poll(item.request)
         if held is None:
             return
@@ -302,13 +276,13 @@ class PrefillScheduling:
         self._store(tracked, item)
         self._tell(tracked)
 
-    def _tell(self, tracked: _Tracked) -> None:
+    def _tell(self, tracked: Tracked) -> None:
         assert tracked.transfer is not None
         assert tracked.begun is not None
         self._told.append(Held(tracked.transfer, tracked.local, tracked.begun))
         tracked.told_until = self._clock() + TELL_SECONDS
 
-    def _begin(self, tracked: _Tracked, item: Scheduled) -> None:
+    def _begin(self, tracked: Tracked, item: Scheduled) -> None:
         if tracked.begun is not None:
             return
         tracked.begun = self._clock()
@@ -316,7 +290,7 @@ class PrefillScheduling:
         whole = item.computed >= tracked.local + tracked.loading - 1
         tracked.dram = tracked.loading if whole else max(0, item.computed - tracked.local)
 
-    def _open(self, request: str, tracked: _Tracked) -> None:
+    def _open(self, request: str, tracked: Tracked) -> None:
         if tracked.transfer is None or tracked.opened:
             return
         tracked.opened = True
@@ -334,7 +308,7 @@ class PrefillScheduling:
         for table in item.tables:
             yield from table[item.computed // self._block_size : end]
 
-    def _supply(self, tracked: _Tracked, item: Scheduled, written: set[int]) -> None:
+    def _supply(self, tracked: Tracked, item: Scheduled, written: set[int]) -> None:
         """Order the shipping of what is complete before this step's forward pass, and after.
 
         The engine counts as computed what another request of this very step is about to compute:
@@ -359,7 +333,7 @@ class PrefillScheduling:
         self._supply_until(tracked, item, [after] * len(before), self._orders.supplies_after)
 
     def _supply_until(
-        self, tracked: _Tracked, item: Scheduled, until: Sequence[int], supplies: list[Supply]
+        self, tracked: Tracked, item: Scheduled, until: Sequence[int], supplies: list[Supply]
     ) -> None:
         pages = {
             (group, at): table[at]
@@ -373,7 +347,7 @@ class PrefillScheduling:
             sliding = [page for (group, _), page in pages.items() if self._groups[group].window]
             self._hold(item.request, sliding)
 
-    def _store(self, tracked: _Tracked, item: Scheduled) -> None:
+    def _store(self, tracked: Tracked, item: Scheduled) -> None:
         if not tracked.kept:
             return
         computed = item.computed + item.planned

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from kvstore.credentials import load_or_create
+from kvstore.handoff import PrefillTicket, to_params
 from kvstore.salts import Scope, salt, tag
 from tests.support.live_cluster import KEYS, MODEL, LiveCluster, until
 
@@ -88,6 +89,22 @@ def test_a_flush_overwrites_what_idle_engines_have_kept(
     # To look takes a while, and errands of the gate have a page until the step after them.
     until(lambda: in_both(cluster) == EMPTY, WIPED_SECONDS, "nothing is left of it")
     assert cluster.complete("red", tokens).cached == 0
+
+
+def test_a_flush_takes_back_what_waits_for_a_decode_worker_that_never_asks(
+    cluster: LiveCluster, prompt: Prompts
+) -> None:
+    """Its lease is longer than a flush may take."""
+    key = load_or_create(Path(cluster.config.state_dir)).salt_key()
+    own = salt(key, Scope("red", flush(cluster, "red")["epoch"]))
+    leg = {"model": MODEL, "prompt": prompt(330), "max_tokens": 1, "cache_salt": own}
+    ticket = to_params(PrefillTicket("5a" * 16, ttl_ms=60_000))
+    sent = {**leg, "kv_transfer_params": ticket}
+    assert cluster.worker("prefill-0", "POST", "/v1/completions", sent)[0] == 200
+    assert pages_with_bytes(cluster, "prefill-0") > 1000
+    told = flush(cluster, "red")
+    assert told["not_overwritten_yet"] == []
+    until(lambda: in_both(cluster) == EMPTY, WIPED_SECONDS, "nothing is left of it")
 
 
 def test_nothing_is_left_of_a_request_of_which_nothing_may_be_kept(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SALT = "0123456789abcdef-0-" + "5a" * 32
-ONCE = "0123456789abcdef-0-once-" + "5a" * 32
+TAG = "0123456789abcdef"
+SALT = f"{TAG}-0-" + "5a" * 32
+ONCE = f"{TAG}-0-once-" + "5a" * 32
 """Of a request of which nothing is kept."""
 
 

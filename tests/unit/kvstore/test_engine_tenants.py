@@ -123,8 +123,10 @@ def test_a_flush_is_over_when_the_worker_has_told_that_it_has_overwritten() -> N
     assert orders == Wipes(1, [5, 6])
     assert engine.tenants.finished(errand) == TenancyReport(1)
     assert engine.told(Wiped) == []
+    assert engine.tenants.flushing() == {TAG: 1}
     engine.now += 0.25
     engine.tenants.wiped(1)
+    assert engine.tenants.flushing() == {}
     assert engine.told(Wiped) == [Wiped("prefill-0", "gpu", TAG, 1, 2 * SIZE, 0.25)]
     assert engine.tenants.finished(engine.tell()) == TenancyReport(0)
 

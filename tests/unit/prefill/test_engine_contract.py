@@ -18,7 +18,7 @@ from prefill.scheduling import PrefillScheduling, Scheduled
 from prefill.working import PrefillWorking
 from tests.support import engine_request
 from tests.support.block_holds import CountedHolds
-from tests.support.engine_request import ONCE, SALT
+from tests.support.engine_request import ONCE, SALT, TAG
 from tests.support.wipes import no_wiping
 
 BLOCK, CHUNK = 4, 8
@@ -242,6 +242,15 @@ class EngineMachine(RuleBasedStateMachine):
         request = self._pick(data, "waiting", "running", "loading")
         if request is not None:
             self._finished(request)
+
+    @rule()
+    def a_flush_ends_what_only_waits_to_be_read(self) -> None:
+        waiting = [one for one in self.requests.values() if one.state == "finished-waiting"]
+        shipped = [one for one in waiting if one.transfer]
+        self.told -= {one.transfer for one in shipped}
+        self.scheduling.flush({TAG: 1})
+        self._run([])
+        assert {one.state for one in shipped} <= {"gone"}
 
     @rule(data=st.data(), ok=st.booleans())
     def a_copy_ends(self, data: st.DataObject, ok: bool) -> None:

@@ -13,7 +13,7 @@ from kvstore.tier_shape import Part
 from prefill.orders import Orders
 from prefill.scheduling import PrefillScheduling, Scheduled
 from tests.support.block_holds import CountedHolds
-from tests.support.engine_request import ONCE, SALT, Request
+from tests.support.engine_request import ONCE, SALT, TAG, Request
 
 BLOCK = 4
 
@@ -69,6 +69,38 @@ def test_a_preempted_request_supplies_its_new_pages() -> None:
     orders = subject.step([Scheduled("a", 0, 8, [[11, 12, 13, 14, 15]])])
     assert orders.withdrawals == [("a", bytes(16))]
     assert list(pages(orders.supplies_after).values()) == [{0: 11, 1: 12}]
+
+
+def test_a_flush_takes_back_what_finished_requests_hold_for_decode() -> None:
+    """Nobody may ever ask for it, and a lease is longer than a flush may take."""
+    subject = scheduling("a", "b")
+    subject.step([Scheduled("a", 0, 20, [[1, 2, 3, 4, 5]])])
+    assert subject.finished("a")
+    subject.step([])
+    subject.flush({TAG: 1})
+    orders = subject.step([])
+    assert orders.withdrawals == [("a", bytes(16))]
+    assert orders.closings == [bytes(16)]
+    subject.flush({TAG: 1})
+    assert not subject.step([]).withdrawals
+
+
+@pytest.mark.parametrize("flushing", [{TAG: 0}, {"0" * 16: 1}])
+def test_a_flush_of_another_tenant_or_an_epoch_before_leaves_it(flushing: dict[str, int]) -> None:
+    subject = scheduling("a")
+    subject.step([Scheduled("a", 0, 20, [[1, 2, 3, 4, 5]])])
+    subject.finished("a")
+    subject.flush(flushing)
+    assert not subject.step([]).withdrawals
+
+
+def test_what_has_been_sent_is_not_taken_back() -> None:
+    subject = scheduling("a")
+    subject.step([Scheduled("a", 0, 20, [[1, 2, 3, 4, 5]])])
+    subject.finished("a")
+    subject.sent(["a"])
+    subject.flush({TAG: 1})
+    assert not subject.step([]).withdrawals
 
 
 class Holding(NoLookup):
