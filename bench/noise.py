@@ -30,8 +30,12 @@ class CpuWatch:
 
     def others(self) -> float:
         """Cores, on average, that computed for others since this was made."""
-        seconds = time.monotonic() - self._began
-        return foreign(seconds, _busy() - self._busy, self._own, self._computed())
+        return foreign(self.seconds, _busy() - self._busy, self._own, self._computed())
+
+    @property
+    def seconds(self) -> float:
+        """Since this was made."""
+        return time.monotonic() - self._began
 
     def _computed(self) -> dict[int, float]:
         """CPU seconds of every process of the system and of this one."""

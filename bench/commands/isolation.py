@@ -27,12 +27,13 @@ EXAMPLE = "kvferry bench isolation --trace mooncake_conversation.jsonl --json is
 
 _HELP = {
     "rounds": f"an interval wants {FEWEST_PAIRS} at least",
+    "turns": "bursts of a round, through either proxy with each kind of prompt",
     "seconds": "of one burst",
     "concurrency": "clients at once in a burst",
     "workers": "behind either proxy, half of them for prefill",
     "small": "bytes of a short prompt",
     "long": "bytes of a long one",
-    "turns": "that are made up where there is no --trace",
+    "replayed": "turns of conversations that are made up where there is no --trace",
     "blocks": "of 512 tokens, in a cache",
     "seed": "of prompts and order",
 }
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None:
         outcome.require_folder(options.json.parent)
     made_up = options.trace is None
-    trace = sessions(asked.turns, asked.seed) if made_up else traces.read(options.trace)
+    trace = sessions(asked.replayed, asked.seed) if made_up else traces.read(options.trace)
     replayed = prompts(trace, 1)
     described = environment.describe()
     taken = uvloop.run(measure(asked, options.model.resolve(), outcome.say))
@@ -99,8 +100,8 @@ def _hits(replayed: Sequence[Prompt], blocks: int) -> list[Hits]:
 
 def _check(asked: Amounts, model: Path) -> None:
     """Raises BadLoad."""
-    if min(asked.rounds, asked.concurrency, asked.turns, asked.blocks) < 1:
-        raise BadLoad("--rounds, --concurrency, --turns and --blocks are 1 at least")
+    if min(asked.rounds, asked.turns, asked.concurrency, asked.replayed, asked.blocks) < 1:
+        raise BadLoad("--rounds, --turns, --concurrency, --replayed and --blocks are 1 at least")
     if not 0 < asked.seconds <= 60:
         raise BadLoad("--seconds are above 0 and at most 60")
     if asked.workers < 2 or asked.workers % 2:

@@ -1,15 +1,20 @@
-"""Rounds of bursts through two proxies, each in front of stub workers of its own."""
+"""Rounds of bursts through two proxies, each in front of stub workers of its own.
+
+Two processes of one program can differ by a twentieth for as long as they run, whatever they do: so
+every round starts both anew, and a round's figure is of many short bursts by turns.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import itertools
+import math
 import random
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +22,6 @@ from typing import Literal
 
 from bench import processes
 from bench.client import Client, Endpoint
-from bench.errors import RequestFailed
 from bench.isolation.builds import Piece, build, without_isolation
 from bench.isolation.settings import Amounts, IsolationFailed
 from bench.noise import CpuWatch
@@ -36,37 +40,67 @@ BUILDS: tuple[Build, Build] = ("isolated", "alone")
 _MOST_RATE: dict[Kind, int] = {"1k": 3000, "220k": 600}
 _HEARD_SECONDS = 1.0
 _STOP_SECONDS = 5.0
-_WARM_SECONDS = 1.0
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Burst:
-    """``us``: what a request cost its proxy, of CPU. ``busy``: the part of the time for which the
-    proxy computed.
+class Bursts:
+    """Of a round: what its ``requests`` took of the proxy's CPU, ``computed``, and in ``seconds``
+    by the clock.
     """
 
-    us: float
-    busy: float
-    per_second: float
+    requests: int = 0
+    computed: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def us(self) -> float:
+        """CPU time of the proxy for a request."""
+        return self.computed / self.requests * 1e6
+
+    @property
+    def busy(self) -> float:
+        """The part of the time for which the proxy computed."""
+        return self.computed / self.seconds
+
+    @property
+    def per_second(self) -> float:
+        """Requests."""
+        return self.requests / self.seconds
+
+    def __add__(self, other: Bursts) -> Bursts:
+        return Bursts(
+            self.requests + other.requests,
+            self.computed + other.computed,
+            self.seconds + other.seconds,
+        )
 
 
 @dataclass
 class Taken:
     """By build and kind of prompt, round by round; ``others``: cores, of strangers."""
 
-    bursts: dict[tuple[Build, Kind], list[Burst]] = field(default_factory=dict)
+    bursts: dict[tuple[Build, Kind], list[Bursts]] = field(default_factory=dict)
     others: float = 0.0
 
 
 @dataclass(frozen=True)
-class Stand:
-    """One proxy. ``key``: with which all requests come; "": each with its tenant's."""
+class Side:
+    """One build. ``key``: with which all requests come; "": each with its tenant's."""
 
+    fleet: Fleet
+    packages: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Its proxy as it runs in a round."""
+
+    side: Side
     driver: Driver
     proxy: Child
-    key: str = ""
 
 
 async def measure(amounts: Amounts, model: Path, say: Say) -> Taken:
@@ -77,21 +111,21 @@ async def measure(amounts: Amounts, model: Path, say: Say) -> Taken:
         async with AsyncExitStack() as stack:
             pair = Pair(stack, amounts, Places(Path(folder), model, where))
             await pair.open()
-            say("both proxies answer")
-            watch = CpuWatch(pair.children)
+            watch = CpuWatch(pair.workers)
+            own = 0.0
             for number in range(amounts.rounds):
-                await pair.round()
+                own += await pair.round()
                 say(f"round {number + 1} of {amounts.rounds}")
-            pair.taken.others = watch.others()
+            pair.taken.others = max(0.0, watch.others() - own / watch.seconds)
             return pair.taken
 
 
 class Pair:
-    """Both proxies, until ``stack`` is left."""
+    """Both builds' workers, until ``stack`` is left."""
 
     def __init__(self, stack: AsyncExitStack, amounts: Amounts, places: Places) -> None:
         self.taken = Taken()
-        self.children: list[Child] = []
+        self.workers: list[Child] = []
         self._stack = stack
         self._amounts = amounts
         self._places = places
@@ -99,41 +133,48 @@ class Pair:
         self._keys = [secrets.token_urlsafe(24) for _ in range(TENANTS + 1)]
         sizes: dict[Kind, int] = {"1k": amounts.small, "220k": amounts.long}
         self._prompts = Prompts(MODEL, self._keys, sizes, OUTPUT_TOKENS, amounts.seed)
-        self._stands: dict[Build, Stand] = {}
+        self._sides: dict[Build, Side] = {}
 
     async def open(self) -> None:
-        """Starts everything; workers know all tenants' prompts, and the proxies know of it."""
+        """Both sides' workers listen, and both copies of the proxy are there."""
         only = self._keys[0]
-        self._stands["isolated"] = await self._stand("isolated", self._keys, [])
-        alone = await self._stand("alone", [only], without_isolation(only))
-        self._stands["alone"] = dataclasses.replace(alone, key=only)
-        for kind, stand in itertools.product(KINDS, self._stands.values()):
-            await stand.driver.one_by_one(self._requests(stand, kind, TENANTS))
-            warm = self._requests(stand, kind, round(_MOST_RATE[kind] * _WARM_SECONDS))
-            await stand.driver.burst(warm, self._amounts.concurrency, _WARM_SECONDS)
-        await asyncio.sleep(_HEARD_SECONDS)
-        await self._check()
+        await self._side("isolated", self._keys, [])
+        await self._side("alone", [only], without_isolation(only), only)
 
-    async def round(self) -> None:
-        """A burst of either kind through both, close together."""
-        for kind in self._dice.sample(KINDS, len(KINDS)):
-            for name in self._dice.sample(BUILDS, len(BUILDS)):
-                found = await self._burst(self._stands[name], kind)
-                self.taken.bursts.setdefault((name, kind), []).append(found)
+    async def round(self) -> float:
+        """Bursts of either kind through both, close together; CPU seconds of the proxies in all."""
+        async with AsyncExitStack() as stack:
+            stands = {
+                name: await self._started(stack, self._sides[name])
+                for name in self._dice.sample(BUILDS, len(BUILDS))
+            }
+            for kind, stand in itertools.product(KINDS, stands.values()):
+                await stand.driver.one_by_one(self._requests(stand, kind, TENANTS))
+                await self._burst(stand, kind)
+            if not self.taken.bursts:
+                await asyncio.sleep(_HEARD_SECONDS)
+                await self._check(stands)
+            for kind in self._dice.sample(KINDS, len(KINDS)):
+                sums = dict.fromkeys(BUILDS, Bursts())
+                for _ in range(self._amounts.turns):
+                    for name in self._dice.sample(BUILDS, len(BUILDS)):
+                        sums[name] += await self._burst(stands[name], kind)
+                for name, total in sums.items():
+                    self.taken.bursts.setdefault((name, kind), []).append(total)
+            return sum(_computed(stand.proxy) for stand in stands.values())
 
-    async def _check(self) -> None:
+    async def _check(self, stands: Mapping[Build, Stand]) -> None:
         """Raises IsolationFailed unless the builds are what they are to be: the one tells tenants
         apart and the other does not, and both find what is held.
         """
         first, second = self._prompts.shared("220k", 2)
-        for name, stand in self._stands.items():
-            own = first if not stand.key else dataclasses.replace(first, key=stand.key)
-            if not await self._cached(stand, own):
+        for name, stand in stands.items():
+            if not await self._cached(stand, _sent(stand, first)):
                 raise IsolationFailed(f"{name}: the proxy finds nothing that its workers hold")
         foreign = dataclasses.replace(first, key=second.key)
-        if await self._cached(self._stands["isolated"], foreign):
+        if await self._cached(stands["isolated"], foreign):
             raise IsolationFailed("the proxy serves a tenant what is another's")
-        if await self._cached(self._stands["alone"], foreign) is not None:
+        if await self._cached(stands["alone"], foreign) is not None:
             raise IsolationFailed("the proxy for a single client lets another one in")
 
     async def _cached(self, stand: Stand, asked: Asked) -> int | None:
@@ -141,44 +182,46 @@ class Pair:
         headers = {"authorization": f"Bearer {asked.key}", "content-type": "application/json"}
         at = Endpoint(f"http://{stand.driver.base}", headers)
         async with Client(REQUEST_SECONDS) as client:
-            try:
-                told = await client.send(at, PATH, asked.body(), time.monotonic())
-            except RequestFailed as error:
-                raise IsolationFailed(str(error)) from None
+            told = await client.send(at, PATH, asked.body(), time.monotonic())
         if told.status == 401:
             return None
         if told.error:
             raise IsolationFailed(told.error)
         return told.cached_tokens
 
-    async def _burst(self, stand: Stand, kind: Kind) -> Burst:
+    async def _burst(self, stand: Stand, kind: Kind) -> Bursts:
         seconds = self._amounts.seconds
-        requests = self._requests(stand, kind, round(_MOST_RATE[kind] * seconds))
+        requests = self._requests(stand, kind, math.ceil(_MOST_RATE[kind] * seconds))
         before = _computed(stand.proxy)
         found = await stand.driver.burst(requests, self._amounts.concurrency, seconds)
-        spent = _computed(stand.proxy) - before
-        return Burst(spent / found.requests * 1e6, spent / found.seconds, found.rate)
+        return Bursts(found.requests, _computed(stand.proxy) - before, found.seconds)
 
     def _requests(self, stand: Stand, kind: Kind, count: int) -> Iterator[bytes]:
         asked = self._prompts.shared(kind, count)
-        if stand.key:
-            asked = [dataclasses.replace(one, key=stand.key) for one in asked]
-        return (one.request(stand.driver.base) for one in asked)
+        return (_sent(stand, one).request(stand.driver.base) for one in asked)
 
-    async def _stand(self, name: Build, keys: Sequence[str], pieces: Sequence[Piece]) -> Stand:
+    async def _side(
+        self, name: Build, keys: Sequence[str], pieces: Sequence[Piece], key: str = ""
+    ) -> None:
         fleet = Fleet(name, self._amounts.workers, keys, self._places)
-        self._kept(await fleet.start())
+        workers = await fleet.start()
+        self._stack.push_async_callback(processes.stop, workers, _STOP_SECONDS)
+        self.workers.append(workers)
         packages = build(self._places.folder / f"{name}-packages", pieces)
-        router = Kvferry(fleet, packages)
-        proxy = self._kept(await router.start())
-        driver = Driver(router.base)
-        self._stack.push_async_callback(driver.close)
-        return Stand(driver, proxy)
+        self._sides[name] = Side(fleet, packages, key)
 
-    def _kept(self, child: Child) -> Child:
-        self.children.append(child)
-        self._stack.push_async_callback(processes.stop, child, _STOP_SECONDS)
-        return child
+    async def _started(self, stack: AsyncExitStack, side: Side) -> Stand:
+        router = Kvferry(side.fleet, side.packages)
+        proxy = await router.start()
+        stack.push_async_callback(processes.stop, proxy, _STOP_SECONDS)
+        driver = Driver(router.base)
+        stack.push_async_callback(driver.close)
+        return Stand(side, driver, proxy)
+
+
+def _sent(stand: Stand, asked: Asked) -> Asked:
+    """``asked`` with the key that this build knows."""
+    return dataclasses.replace(asked, key=stand.side.key) if stand.side.key else asked
 
 
 def _computed(child: Child) -> float:

@@ -14,18 +14,19 @@ class IsolationFailed(BenchError):
 
 @dataclass(frozen=True)
 class Amounts:
-    """``rounds``: of a burst through both proxies with either kind of prompt. ``seconds``: of one
-    burst of ``concurrency`` clients. ``workers``: half of them for prefill. ``small`` and ``long``:
-    bytes of a prompt. ``turns`` of conversations are made up for caches of ``blocks``, where there
-    is no trace.
+    """``rounds``: of starting both proxies, and of ``turns`` bursts through either with each kind
+    of prompt. ``seconds``: of one burst of ``concurrency`` clients. ``workers``: half of them for
+    prefill. ``small`` and ``long``: bytes of a prompt. ``replayed`` turns of conversations are made
+    up for caches of ``blocks``, where there is no trace.
     """
 
-    rounds: int = 24
-    seconds: float = 2.0
+    rounds: int = 20
+    turns: int = 4
+    seconds: float = 0.8
     concurrency: int = 16
     workers: int = FEW
     small: int = 1000
     long: int = 220_000
-    turns: int = 4000
+    replayed: int = 4000
     blocks: int = 4000
     seed: int = 0

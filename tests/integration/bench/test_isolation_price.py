@@ -12,8 +12,8 @@ from bench.cli import main
 from bench.isolation.report import CPU, HITS
 
 TINY = [
-    *("--rounds", "1", "--seconds", "0.3", "--concurrency", "2", "--workers", "2"),
-    *("--long", "20000", "--turns", "60", "--blocks", "200"),
+    *("--rounds", "1", "--turns", "1", "--seconds", "0.3", "--concurrency", "2"),
+    *("--workers", "2", "--long", "20000", "--replayed", "60", "--blocks", "200"),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench.isolation import report
 from bench.isolation.caches import Hits, PlainLru, Tier
-from bench.isolation.proxies import BUILDS, Burst, Taken
+from bench.isolation.proxies import BUILDS, Bursts, Taken
 from bench.isolation.sessions import sessions
 from bench.isolation.settings import Amounts
 from bench.measures.bound import Judgement
@@ -30,10 +30,7 @@ def taken(ratio: float = 1.02) -> Taken:
     for kind in KINDS:
         for build in BUILDS:
             more = ratio if build == "isolated" else 1.0
-            found.bursts[build, kind] = [
-                Burst(us=more * 1000.0 * (1 + at), busy=0.9, per_second=200.0)
-                for at in range(ROUNDS)
-            ]
+            found.bursts[build, kind] = [Bursts(1000, more * (1 + at), 2.0) for at in range(ROUNDS)]
     return found
 
 
@@ -57,6 +54,13 @@ def test_ratios_are_taken_within_a_round_and_hits_over_those_without_tenants() -
     told = report.metrics([*judged.values()], taken(), HITS)
     assert told["alone_proxy_us_1k"] == pytest.approx(4500)
     assert told["dram_hit_ratio_lru"] == 0.5
+
+
+def test_bursts_of_a_round_count_by_what_they_served() -> None:
+    found = Bursts(100, computed=0.5, seconds=1.0) + Bursts(300, computed=0.7, seconds=1.0)
+    assert found.us == pytest.approx(3000)
+    assert found.busy == pytest.approx(0.6)
+    assert found.per_second == 200
 
 
 def test_more_than_a_twentieth_is_too_much() -> None:
