@@ -146,8 +146,6 @@ def _command(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--config", type=Path, required=needs_file, help="the cluster's TOML file")
     command.add_argument("--verbose", action="store_true", help="show all that engines say")
@@ -223,6 +221,7 @@ def _proxy(options: argparse.Namespace) -> int:
     config = resolved(loaded(options), machine)
     if not config.tenants:
         raise ConfigError("no tenants in the configuration: make one with kvferry keygen NAME")
+    adapters.require_names(config)
     warned = doctor.require(config, machine)
     # Not resolved: where configurations are mounted, links are what changes.
     return _become("proxy", config, options, warned, "--follow", str(options.config.absolute()))

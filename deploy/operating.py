@@ -15,8 +15,7 @@ from deploy import drain as draining
 from deploy import explain as explaining
 from deploy import operators, places
 from deploy.settings import resolved_file, running, tell
-from kvstore import cluster
-from kvstore.credentials import load_or_create
+from kvstore import cluster, credentials
 from kvstore.errors import ConfigError
 
 
@@ -37,7 +36,7 @@ def keygen(options: argparse.Namespace) -> int:
 def explain(options: argparse.Namespace) -> int:
     """Who would serve a request, and why."""
     config = running(options)
-    token = load_or_create(Path(config.state_dir)).http_token()
+    token = credentials.load(Path(config.state_dir)).http_token()
     request = explaining.read(options.request)
     proxy = cluster.admin_address(config, Path(config.run_dir))
     told = explaining.ask(proxy, token, options.tenant, request)
@@ -59,7 +58,7 @@ def tenants(options: argparse.Namespace) -> int:
 
 def token(options: argparse.Namespace) -> int:
     """Prints the operator's token."""
-    print(load_or_create(Path(running(options).state_dir)).http_token())
+    print(credentials.load(Path(running(options).state_dir)).http_token())
     return 0
 
 
@@ -80,6 +79,6 @@ def audit(words: Sequence[str]) -> int:
 def drain(options: argparse.Namespace) -> int:
     """Nothing new for a worker."""
     config = running(options)
-    credentials = load_or_create(Path(config.state_dir))
+    known = credentials.load(Path(config.state_dir))
     seconds = None if options.undo else options.seconds
-    return draining.run(config, credentials, options.name, seconds, tell)
+    return draining.run(config, known, options.name, seconds, tell)

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from deploy.tables import table
-from kvstore import probe
+from kvstore import credentials, probe
 from kvstore.cluster import ClusterConfig, admin_address
-from kvstore.credentials import TOKEN_HEADER, load_or_create
+from kvstore.credentials import TOKEN_HEADER
 from kvstore.errors import ConfigError
 
 SECONDS = 30.0
@@ -44,7 +44,7 @@ def ask(proxy: str, token: str, method: str, path: str, body: bytes = b"") -> di
 
 def asked(config: ClusterConfig, method: str, path: str) -> dict[str, Any]:
     """``ask`` of the proxy of ``config``, by the keys in its state folder."""
-    token = load_or_create(Path(config.state_dir)).http_token()
+    token = credentials.load(Path(config.state_dir)).http_token()
     return ask(admin_address(config, Path(config.run_dir)), token, method, path)
 
 

@@ -51,14 +51,21 @@ class ReadAdapter:
     stamps: tuple[tuple[int, int, int], ...]
 
 
+def require_names(config: ClusterConfig) -> None:
+    """Raises ConfigError, one line, where an adapter of ``config`` has the model's name."""
+    if config.model.name in (adapter.name for adapter in config.adapters):
+        raise ConfigError(
+            f"adapter {config.model.name} is named like the model: rename one of them"
+        )
+
+
 def require(config: ClusterConfig) -> None:
     """Raises ConfigError, one line, where an adapter of ``config`` is none or cannot be served.
 
     Its weights are not read.
     """
+    require_names(config)
     for adapter in config.adapters:
-        if adapter.name == config.model.name:
-            raise ConfigError(f"adapter {adapter.name} is named like the model: rename one of them")
         _rank(adapter)
 
 

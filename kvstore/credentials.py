@@ -83,17 +83,32 @@ def load_or_create(state_dir: Path) -> Credentials:
     Raises ConfigError, one line with the path and the fix, when the folder or a file in it is
     open to others, not ours, unreadable or incomplete.
     """
+    keys = state_dir / KEYS
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_private(state_dir.stat(), state_dir)
-        keys = state_dir / KEYS
         if not keys.exists():
             _create(state_dir, keys)
-        require_private(keys.stat(), keys)
-        return _read(keys)
     except OSError as error:
         where = error.filename or state_dir
         raise ConfigError(f"cannot keep keys in {where}: {error.strerror}") from None
+    return load(state_dir)
+
+
+def load(state_dir: Path) -> Credentials:
+    """The credentials in ``state_dir`` of a cluster that was started. Raises ConfigError as above,
+    and where there are none: who only asks makes no cluster.
+    """
+    keys = state_dir / KEYS
+    if not keys.exists():
+        raise ConfigError(f"there are no keys in {state_dir}: start the cluster, or copy them here")
+    try:
+        require_private(state_dir.stat(), state_dir)
+        require_private(keys.stat(), keys)
+        return _read(keys)
+    except OSError as error:
+        where = error.filename or keys
+        raise ConfigError(f"cannot read keys in {where}: {error.strerror}") from None
 
 
 def _create(state_dir: Path, keys: Path) -> None:

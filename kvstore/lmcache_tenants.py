@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -41,6 +42,7 @@ BATCH_BYTES = 8 << 20
 """So much is overwritten at a time, with LMCache's lock held."""
 
 TICK_SECONDS = 0.25
+AGAIN_SECONDS = 1.0
 _ROUNDS = 4
 _STOP_SECONDS = 5.0
 
@@ -250,13 +252,15 @@ class LMCacheTenants:
         return int(self._memory.capacity * SPARE)
 
     def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._woken.wait(TICK_SECONDS)
-                self._woken.clear()
+        while not self._stopping:
+            self._woken.wait(TICK_SECONDS)
+            self._woken.clear()
+            try:
                 self.turn()
-        except Exception:
-            log.exception("the DRAM tier's memory is not kept free any more: stores make room")
+            except Exception:
+                # Its flushes stay untold until a later turn has done them.
+                log.exception("the DRAM tier's memory was not tidied; again in %g s", AGAIN_SECONDS)
+                time.sleep(AGAIN_SECONDS)
 
     def turn(self) -> None:
         """What is due: lapsed writers, flushed objects, limits that were lowered, spare memory."""

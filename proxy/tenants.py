@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ End = Callable[[], None]
 
 Forget = Callable[[str], None]
 """Drops what this process remembers of a tenant, by tag."""
+
+log = logging.getLogger("kvferry.proxy")
 
 
 class Workers(Protocol):
@@ -49,6 +52,7 @@ class Tenants:
         self._workers = workers
         self._forget = forget
         self._epochs: dict[str, int] = {}
+        self._filed: dict[str, int] = {}
         self._tenants: dict[str, Tenant] = {}
         self._names: dict[str, str] = {}
         self._tags: dict[str, str] = {}
@@ -80,8 +84,8 @@ class Tenants:
         self._tags = {tenant.name: salts.tag(self._salt_key, tenant.name) for tenant in tenants}
         self._names = {tag: name for name, tag in self._tags.items()}
         self._tenants = {tenant.name: tenant for tenant in tenants}
-        for tag, name in self._names.items():
-            self._epochs[tag] = max(self._epochs.get(tag, 0), self._tenants[name].epoch)
+        for tenant in tenants:
+            self._file(tenant)
         self._renew()
         self._workers.say(self._standing(tenant) for tenant in self._tenants.values())
         for name, epoch in before.items():
@@ -128,6 +132,19 @@ class Tenants:
             mine.discard(end)
             if not mine and self._running.get(tenant.name) is mine:
                 del self._running[tenant.name]
+
+    def _file(self, tenant: Tenant) -> None:
+        """Takes its epoch; warns where that was to flush and does not, since flushes came first."""
+        tag = self.tag(tenant.name)
+        known, before = self._epochs.get(tag, 0), self._filed.get(tag, tenant.epoch)
+        if before < tenant.epoch <= known:
+            log.warning(
+                "tenant %s: nothing is flushed by epoch %d in the file, since flushes have raised "
+                "it to %d; use kvferry flush %s",
+                *(tenant.name, tenant.epoch, known, tenant.name),
+            )
+        self._filed[tag] = tenant.epoch
+        self._epochs[tag] = max(known, tenant.epoch)
 
     def _renew(self) -> None:
         self._tenants = {

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.audit.errors import CannotAudit
-from bench.client import Endpoint
+from bench.client import Client, Endpoint
+from bench.errors import RequestFailed
+from kvstore import credentials
 from kvstore.cluster import (
     Addresses,
     ClusterConfig,
@@ -21,7 +23,7 @@ from kvstore.cluster import (
     load,
     worker_name,
 )
-from kvstore.credentials import TOKEN_HEADER, Credentials, load_or_create
+from kvstore.credentials import TOKEN_HEADER, Credentials
 from kvstore.errors import ConfigError
 from kvstore.messages import ROLES, Role
 
@@ -136,10 +138,10 @@ def opened(file: Path, keys: Sequence[str]) -> Deployment:
         if len(set(names)) < 2:
             told = f"all keys are {names[0]}'s" if names else "there are none"
             raise CannotAudit(f"an audit needs API keys of two tenants, and {told}: {_HOW}")
-        credentials = load_or_create(Path(config.state_dir))
+        secrets = credentials.load(Path(config.state_dir))
     except ConfigError as error:
         raise CannotAudit(str(error)) from None
-    base, token = base_url(config), credentials.http_token()
+    base, token = base_url(config), secrets.http_token()
     first = dict(zip(reversed(names), reversed(keys), strict=True))  # one key for each tenant
     tenants = [
         TestTenant(
@@ -147,7 +149,18 @@ def opened(file: Path, keys: Sequence[str]) -> Deployment:
         )
         for name in dict.fromkeys(names)
     ]
-    return Deployment(config, credentials, tenants)
+    return Deployment(config, secrets, tenants)
+
+
+async def ready(deployment: Deployment, client: Client) -> None:
+    """Raises CannotAudit unless requests are served: nothing is told apart where nobody is in."""
+    try:
+        status = (await client.ask(Endpoint(deployment.base), "GET", "/ready", b"")).status
+    except RequestFailed:
+        status = 0
+    if status != 200:
+        why = f"/ready says {status}" if status else "nobody answers"
+        raise CannotAudit(f"no worker is ready at {deployment.base} ({why}): wait until one is")
 
 
 def _require_resolved(config: ClusterConfig, file: Path) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 Verdict = Literal["pass", "fail", "invalid", "inconclusive", "not tried"]
 """``invalid``: the positive control did not find what it must, so nothing is proven.
-``inconclusive``: too few samples to say. ``not tried``: the row says why."""
+``inconclusive``: what was found does not suffice to say. ``not tried``: the row says why."""
 
 _WORST_FIRST: tuple[Verdict, ...] = ("fail", "invalid", "inconclusive", "pass", "not tried")
 

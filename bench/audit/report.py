@@ -28,7 +28,7 @@ _TITLES = {
 _SENTENCES = {
     "fail": "FAILED: tenants are not apart, or something of theirs is left.",
     "invalid": "INVALID: a control did not find what it must, so nothing is proven.",
-    "inconclusive": "Nothing was found; too few samples to call the times equal.",
+    "inconclusive": "Nothing was found; not all of it could be judged.",
     "pass": "Nothing of a tenant's was found by anybody else, nor left behind.",
     "not tried": "Nothing was tried.",
 }
@@ -59,8 +59,14 @@ def detail(parts: Sequence[Part]) -> dict[str, object]:
 
 def document(parts: Sequence[Part], subtitle: str, judged: Verdict) -> Document:
     """The report: a section for each part."""
-    sections = [Section(f"{_TITLES[part.name]}: {part.verdict}", _blocks(part)) for part in parts]
+    sections = [Section(_title(part), _blocks(part)) for part in parts]
     return Document("kvferry audit", subtitle, judged, sections)
+
+
+def _title(part: Part) -> str:
+    untried = sum(row.verdict == "not tried" for row in part.findings)
+    but = f", {untried} of {len(part.findings)} rows not tried" if untried else ""
+    return f"{_TITLES[part.name]}: {part.verdict}{but}"
 
 
 def _blocks(part: Part) -> list[Block]:

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("calibrate")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     samples = asyncio.run(_measured(options, wanted))
     found = fitted(samples)
     good = found.median_error <= USUAL_ERROR

@@ -50,7 +50,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=usual["within"],
         help="the tier whose quota working sets fit; dram: engines do not hold them (%(default)s)",
     )
-    parser.add_argument("--first-port", type=int, default=18600)
+    parser.add_argument(
+        "--first-port", type=int, default=18600, help="of those its servers take (%(default)s)"
+    )
     parser.add_argument("--logs", type=Path, help="keep the cluster's logs in this folder")
 
 
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("flood")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     described = environment.describe()
     scratch = Path(tempfile.mkdtemp(prefix="flood-"))
     try:

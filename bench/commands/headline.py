@@ -53,7 +53,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=tuple(SYSTEMS))
     parser.add_argument("--seed", default=secrets.token_hex(6), help="repeats the prompts")
-    parser.add_argument("--first-port", type=int, default=18300)
+    parser.add_argument(
+        "--first-port", type=int, default=18300, help="of those its servers take (%(default)s)"
+    )
     parser.add_argument("--logs", type=Path, help="keep the systems' logs in this folder")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="vary the workload"

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("index")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     largest = Shape(options.entries)
     shapes = [report.SMALL, report.MANY_WORKERS, report.ONE_TENANT, report.MANY_TENANTS, largest]
     watch = CpuWatch([])

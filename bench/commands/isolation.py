@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("isolation")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     made_up = options.trace is None
     trace = sessions(asked.replayed, asked.seed) if made_up else traces.read(options.trace)
     replayed = prompts(trace, 1)

@@ -69,6 +69,13 @@ def print_document(
     return 0 if result.verdict.valid else 1
 
 
+def require_file(file: Path) -> None:
+    """Likewise for a file that a result is to be written to. Raises BadResult."""
+    require_folder(file.parent)
+    if file.is_dir():
+        raise BadResult(f"{file} is a folder: name a file")
+
+
 def require_folder(folder: Path) -> None:
     """Makes it, before anything is measured that could not be kept. Raises BadResult."""
     try:

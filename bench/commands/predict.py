@@ -60,7 +60,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="what is served (%(default)s)",
     )
-    parser.add_argument("--first-port", type=int, default=18400)
+    parser.add_argument(
+        "--first-port", type=int, default=18400, help="of those its servers take (%(default)s)"
+    )
     parser.add_argument("--logs", type=Path, help="keep the cluster's logs in this folder")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the result's files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the result alone")
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("predict")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     described = environment.describe()
     scratch = Path(tempfile.mkdtemp(prefix="predict-"))
     try:

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("router")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     described = environment.describe()
     taken = uvloop.run(measure(asked, options.model.resolve(), outcome.say))
     judged = report.judgements(taken)

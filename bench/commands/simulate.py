@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("simulate")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     trace = traces.read(options.trace)
     asked = prompts(trace, options.tenants)
     engine = fitted.ASSUMED if options.engine is None else fitted.read(options.engine)

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or outcome.folder_for("transport")
     outcome.require_folder(folder)
     if options.json is not None:
-        outcome.require_folder(options.json.parent)
+        outcome.require_file(options.json)
     taken = asyncio.run(measure(plan, outcome.say))
     judgements = [
         judge(goal, taken.seconds, taken.missing) for goal in goals(plan.schemes, plan.sizes)

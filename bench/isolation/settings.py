@@ -20,8 +20,8 @@ class Amounts:
     up for caches of ``blocks``, where there is no trace.
     """
 
-    rounds: int = 20
-    turns: int = 4
+    rounds: int = 40
+    turns: int = 2
     seconds: float = 0.8
     concurrency: int = 16
     workers: int = FEW

@@ -68,6 +68,7 @@ tbody th{font-weight:500;white-space:normal;min-width:7.5rem;max-width:34rem;
 overflow-wrap:anywhere;position:sticky;left:0;background:var(--ground)}
 tbody tr+tr>*{border-top:1px solid var(--grid)}
 .number{text-align:right;padding:.28rem 0 .28rem .9rem}
+.number+:not(.number){padding-left:.9rem}
 td.text{white-space:normal;min-width:9rem;max-width:19rem;overflow-wrap:anywhere}
 td.absent{color:var(--soft);font-size:.78rem}
 .beside{display:flex;flex-wrap:wrap;align-items:flex-start;gap:1.5rem 2.2rem;margin:.8rem 0 0}

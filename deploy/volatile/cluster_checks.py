@@ -139,11 +139,16 @@ def engine_commands(picture: Picture) -> Finding:
 
 def private_places(picture: Picture) -> Finding:
     """Keys and sockets are this user's alone."""
-    name, host = "folders", picture.host
+    name, host, config = "folders", picture.host, picture.config
+    folders = {config.run_dir, config.state_dir}
     for place in host.places:
         if place.uid != host.uid:
             found = f"{place.path} belongs to user {place.uid}"
             fix = "run as that user, or choose another place"
+            return flaw(name, picture.config.profile, "leak", found, fix)
+        if place.path in folders and not place.is_folder:
+            found = f"{place.path} is no folder"
+            fix = "choose another place for run_dir or state_dir"
             return flaw(name, picture.config.profile, "leak", found, fix)
         if place.mode & 0o077:
             found = f"{place.path} is open to other users"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -311,6 +312,31 @@ def test_clearing_leaves_what_is_in_use(l1: L1) -> None:
     assert held(l1) == {tag_of("alice"): 1}
     l1.manager.clear(force=True)
     assert held(l1) == {}
+
+
+def test_a_turn_that_fails_is_not_the_last_one(
+    l1: L1, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lmcache_tenants, "AGAIN_SECONDS", 0.0)
+    turn, failed = l1.tenants.turn, threading.Event()
+
+    def once() -> None:
+        if failed.is_set():
+            return turn()
+        failed.set()
+        raise RuntimeError("once")
+
+    monkeypatch.setattr(l1.tenants, "turn", once)
+    l1.store(ALICE, [1])
+    l1.tenants.start()
+    assert failed.wait(10)
+    flush(l1, "alice", 1)
+    until = time.monotonic() + 10
+    while not (done := l1.tenants.wiped()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert done[0].epoch == 1
+    assert "was not tidied" in caplog.text
 
 
 def test_all_at_once() -> None:

@@ -81,9 +81,8 @@ class Case:
         if known.total:
             self.leaks.append(f"{what}: the index tells of {_told(known)}")
 
-    def finding(self, *, tried: bool = True) -> Finding:
-        """What it amounts to; ``tried``: false where the control could not be made at all."""
-        verdict: Verdict = "pass" if tried else "not tried"
+    def finding(self, verdict: Verdict = "pass") -> Finding:
+        """What it amounts to; ``verdict``: where nothing leaked and nothing is in doubt."""
         if self.leaks:
             verdict = "fail"
         elif self.doubts:
@@ -98,7 +97,7 @@ class Case:
 
 def not_tried(name: str, why: str) -> Finding:
     """A row that this deployment, or what the audit may do to it, leaves out."""
-    return Case(name, notes=[why]).finding(tried=False)
+    return Case(name, notes=[why]).finding("not tried")
 
 
 def _told(known: Known) -> str:

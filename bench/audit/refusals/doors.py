@@ -93,8 +93,8 @@ class Doors:
         try:
             reply = await self._client.ask(forged, "POST", COMPLETIONS, self._body())
         except RequestFailed as failure:
-            return Attempt(name, refused=False, told=str(failure))
-        return Attempt(name, PLAN_HEADER not in reply.headers and reply.status == 200)
+            return Attempt(name, refused=False, told=str(failure), answered=False)
+        return Attempt(name, PLAN_HEADER not in reply.headers)
 
     async def operators(self) -> Finding:
         """The operators' door, as far as one can come to it."""
@@ -178,7 +178,7 @@ class Doors:
         try:
             reply = await self._client.ask(endpoint, method, path, body)
         except RequestFailed as failure:
-            return Attempt(name, refused=False, told=f"no answer ({failure})")
+            return Attempt(name, refused=False, told=f"no answer ({failure})", answered=False)
         return Attempt(name, reply.status in refusals, f"status {reply.status}")
 
     async def _let_in(self, endpoint: Endpoint, method: str, path: str) -> str:

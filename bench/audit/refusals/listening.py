@@ -10,7 +10,7 @@ import psutil
 
 from bench.audit.deployment import Deployment
 from bench.audit.findings import Finding
-from bench.audit.refusals.attempt import Attempt, row
+from bench.audit.refusals.attempt import Attempt, not_tried, row
 from kvstore.cluster import ClusterConfig, tcp_ports
 from kvstore.messages import ROLES
 
@@ -40,11 +40,23 @@ def beyond_loopback(deployment: Deployment, processes: Iterable[psutil.Process])
         except psutil.Error:
             hidden += 1
     control = "" if found else "no process of the deployment's was seen to listen"
-    dram = f"LMCache ({config.dram.port}, {config.dram.http_port}) asks nobody who it is: any "
-    note = dram + "user of this host can talk to it" if config.dram.enabled else ""
-    if hidden:
-        note = "; ".join(part for part in (note, f"{hidden} processes were not seen") if part)
+    note = f"{hidden} processes were not seen" if hidden else ""
     return row("ports beyond loopback", judged(sorted(set(found)), config), control, note)
+
+
+def dram(config: ClusterConfig) -> Finding:
+    """LMCache's ports on loopback: what keeps others from them is that there are none."""
+    name = "DRAM tier's ports, another user of this host"
+    if not config.dram.enabled:
+        return not_tried(name, "this deployment has no DRAM tier")
+    if config.profile == "strict":
+        return not_tried(name, "kvferry does not start under this profile where there are others")
+    ports = f"LMCache ({config.dram.port}, {config.dram.http_port}) asks nobody who it is"
+    return Finding(
+        name=name,
+        verdict="inconclusive",
+        why=f"{ports}: any user of this host can talk to it; kvferry doctor says if there are any",
+    )
 
 
 def judged(listeners: Sequence[Listener], config: ClusterConfig) -> list[Attempt]:

@@ -45,6 +45,7 @@ async def audited(
     found(await asyncio.to_thread(folders.another_user, deployment, elsewhere))
     found(await asyncio.to_thread(handshakes, deployment))
     found(listening.beyond_loopback(deployment, running))
+    found(listening.dram(deployment.config))
     try:
         epoch = await asker.epoch(deployment.owner)
         found(await doors.flushed_epochs(epoch))

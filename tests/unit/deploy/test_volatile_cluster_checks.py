@@ -155,10 +155,11 @@ def test_an_engine_without_its_silence_is_refused() -> None:
         (Place("/s/keys", 7, 0o750, True), "refused", "chmod 700 /s/keys"),
         (Place("/s/keys/a", 7, 0o604, False), "refused", "chmod 600 /s/keys/a"),
         (Place("/s/keys", 8, 0o700, True), "refused", "run as that user"),
+        (Place("/s", 7, 0o600, False), "refused", "choose another place for run_dir or state_dir"),
     ],
 )
 def test_what_is_private_must_be(place: Place, state: State, word: str) -> None:
-    finding = cluster_checks.private_places(picture(places=(place,)))
+    finding = cluster_checks.private_places(picture('state_dir = "/s"', places=(place,)))
     assert finding.state == state
     assert word in finding.fix
 

@@ -143,3 +143,6 @@ def test_a_pipe_is_no_adapter_and_stops_nobody(tmp_path: Path) -> None:
 def test_an_adapter_is_not_named_like_the_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adapter base is named like the model"):
         adapters.require(serving(written(tmp_path / "base")))
+    with pytest.raises(ConfigError, match="named like the model"):
+        adapters.require_names(serving(tmp_path / "nowhere" / "base"))
+    adapters.require_names(serving(tmp_path / "nowhere" / "poet"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.credentials import load_or_create
+from kvstore.credentials import load, load_or_create
 from kvstore.errors import ConfigError
 
 
@@ -89,6 +89,16 @@ def test_refuses_a_key_behind_a_link_and_an_incomplete_folder(tmp_path: Path) ->
     key.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"cluster\.secret"):
         load_or_create(tmp_path / "s")
+
+
+def test_who_only_asks_makes_no_keys(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no keys in .*: start the cluster, or copy them"):
+        load(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    assert load_or_create(tmp_path / "s") == load(tmp_path / "s")
+    (tmp_path / "s" / "keys" / "cluster.secret").chmod(0o640)
+    with pytest.raises(ConfigError, match="open to other users"):
+        load(tmp_path / "s")
 
 
 def test_unwritable_place_is_a_config_error(tmp_path: Path) -> None:

@@ -101,6 +101,24 @@ def test_epochs_told_by_workers_never_fall(workers: Workers) -> None:
     tenants.raised("0" * 16, 7)  # of nobody here: kept, should it come
 
 
+def test_an_epoch_of_the_file_that_flushes_nothing_is_warned_of(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    tenants = started(workers)
+    tenants.flush("alice")
+    tenants.flush("alice")
+    tenants.apply([tenant("alice", "a1"), tenant("bob", "b1", epoch=1)])
+    assert not caplog.records
+    tenants.apply([tenant("alice", "a1", epoch=2), tenant("bob", "b1", epoch=1)])
+    assert caller(tenants, "a1").epoch == 2
+    (warned,) = caplog.messages
+    assert "alice" in warned
+    assert "use kvferry flush" in warned
+    tenants.apply([tenant("alice", "a1", epoch=3), tenant("bob", "b1", epoch=1)])
+    assert caller(tenants, "a1").epoch == 3
+    assert len(caplog.messages) == 1
+
+
 def test_a_tenant_that_leaves_and_returns_is_as_flushed_as_before(workers: Workers) -> None:
     tenants = started(workers)
     tenants.flush("alice")

@@ -16,7 +16,7 @@ from bench.audit.refusals.listening import Listener
 from bench.client import failed
 from bench.reporting.page import render_page
 from bench.reporting.text import render_text
-from kvstore.cluster import ClusterConfig, Network, Proxy
+from kvstore.cluster import ClusterConfig, Dram, Network, Proxy
 
 HIT = Answer(200, path="decode-only", prompt=70, cached=64, tiers={"gpu": 64, "dram": 0})
 MISS = Answer(200, path="disaggregated", planned="prefill", prompt=70)
@@ -133,13 +133,14 @@ def test_what_an_audit_comes_to() -> None:
 def test_the_report_names_every_row_and_needs_no_network() -> None:
     arms = {"other_hit": [1.0, 2.0], "other_miss": [1.5, 2.5]}
     times = Part(name="statistical", findings=[Finding(name="ks", verdict="pass")], detail=arms)
-    parts = [part("pass", "fail"), times]
+    parts = [part("pass", "fail", "not tried"), times]
     judged = report.verdict(parts, full=False)
     document = report.document(parts, "where", judged)
     page, text = render_page(document), render_text(document)
     for shown in (page, text):
         assert "row 1" in shown
         assert "FAILED" in shown
+        assert "fail, 1 of 3 rows not tried" in shown.lower()
     assert "<svg" in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert report.metrics(parts) == {"x": 1.0}
@@ -155,7 +156,18 @@ def test_attempts() -> None:
     assert (found.verdict, found.figures) == ("fail", {"tried": 2, "refused": 1})
     assert "b: status 200" in found.why
     assert row("doors", []).verdict == "not tried"
+    unheard = Attempt("c", refused=False, told="no answer", answered=False)
+    found = row("doors", [refused, unheard])
+    assert (found.verdict, found.figures) == ("invalid", {"tried": 2, "refused": 1})
+    assert "c: no answer" in found.why
+    assert row("doors", [let_in, unheard]).verdict == "fail"
     assert not_made("doors", "why").verdict == "invalid"
+
+
+def test_what_no_door_of_lmcaches_keeps_out_is_told() -> None:
+    assert listening.dram(ClusterConfig()).verdict == "inconclusive"
+    assert listening.dram(ClusterConfig(profile="strict")).verdict == "not tried"
+    assert listening.dram(ClusterConfig(dram=Dram(enabled=False))).verdict == "not tried"
 
 
 def test_ports_that_may_be_open() -> None:

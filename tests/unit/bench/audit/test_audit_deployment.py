@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 
 import pytest
 
-from bench.audit.deployment import Deployment, base_url, opened
+from bench.audit.deployment import Deployment, base_url, opened, ready
 from bench.audit.errors import CannotAudit
 from bench.cli import main
+from bench.client import Client
 from kvstore.cluster import ClusterConfig, Proxy, admin_socket
+from kvstore.credentials import load_or_create
 
 KEYS = {"red": "key-of-red", "blue": "key-of-blue", "more": "another-of-red"}
 
@@ -24,6 +27,8 @@ def file(tmp_path: Path) -> Path:
 state_dir = "{tmp_path}/state"
 [model]
 block_size = 32
+[proxy]
+port = 1
 [[tenants]]
 name = "red"
 keys_sha256 = ["{hashes["red"]}", "{hashes["more"]}"]
@@ -32,6 +37,7 @@ name = "blue"
 keys_sha256 = ["{hashes["blue"]}"]
 """
     )
+    load_or_create(tmp_path / "state")
     return file
 
 
@@ -54,6 +60,15 @@ def test_keys_of_two_tenants_are_needed(file: Path, names: tuple[str, ...]) -> N
     with pytest.raises(CannotAudit, match="kvferry keygen red") as caught:
         of(file, *names)
     assert "\n" not in str(caught.value)
+
+
+def test_before_anybody_serves_nothing_is_proven(file: Path) -> None:
+    async def asked() -> None:
+        async with Client(1.0) as client:
+            await ready(of(file, "red", "blue"), client)
+
+    with pytest.raises(CannotAudit, match=r"no worker is ready at .*: wait until one is"):
+        asyncio.run(asked())
 
 
 def test_a_key_of_nobodys_is_refused_and_not_repeated(file: Path) -> None:
