@@ -88,6 +88,8 @@ class Siege:
         adversary.turn(seed)
         oracle = Oracle()
         for number in range(self.requests // len(KEYS)):
+            if FULL and number % 250 == 0:
+                print(f"{tenant}: {number} requests, {len(self.stolen)} stolen", flush=True)
             self._happens(adversary.event(), tenant, oracle)
             attempt = adversary.attempt()
             most = oracle.most(attempt)
@@ -116,6 +118,7 @@ def _usage(number: int) -> dict[str, Any]:
     return {"stream_options": {"include_usage": True}} if number % 2 else {}
 
 
+@pytest.mark.timeout(2 * 3600 if FULL else 600)
 def test_nobody_finds_what_another_scope_has_sent(cluster: LiveCluster) -> None:
     siege = Siege(cluster, REQUESTS)
     siege.run()
