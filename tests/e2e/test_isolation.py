@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ class Siege:
             flush(self.cluster, tenant)
             oracle.flushed(tenant)
         elif event == "forget":
-            self.cluster.worker("prefill-0", "POST", "/reset_prefix_cache")
+            with suppress(OSError):  # another one's restart: it forgets all the more
+                assert self.cluster.worker("prefill-0", "POST", "/reset_prefix_cache")[0] == 200
         elif event == "restart" and FULL and self.restarting.acquire(blocking=False):
             try:
                 self.cluster.kill_engine("prefill-0")
@@ -174,7 +176,7 @@ def test_what_is_not_to_be_kept_is_not(cluster: LiveCluster, prompt: Prompts) ->
     assert cluster.complete("green", tokens).cached == 0
 
 
-# Last: what its forged transfers leave is held under a lease, which a flush has to wait for.
+# Last: it sends so much that caches hold little else.
 @pytest.mark.parametrize("part", PARTS)
 def test_the_audit_finds_nothing(cluster: LiveCluster, tmp_path: Path, part: str) -> None:
     code, told = audited(cluster, tmp_path, part)
