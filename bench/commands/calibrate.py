@@ -40,10 +40,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = calibrating.asked(options.longest, options.rounds, options.seed)
     if len(wanted) < FEWEST_SAMPLES:
         raise BadLoad(f"--longest {options.longest} and --rounds {options.rounds} are too few")
-    folder = options.out or outcome.folder_for("calibrate")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("calibrate", options.out, options.json)
     samples = asyncio.run(_measured(options, wanted))
     found = fitted(samples)
     good = found.median_error <= USUAL_ERROR

@@ -60,10 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """0: both bounds kept; 1: one was not, or could not be judged."""
     asked = Amounts(**{name: getattr(options, name) for name in (*_HELP, "within")})
     _check(asked, options.model)
-    folder = options.out or outcome.folder_for("flood")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("flood", options.out, options.json)
     described = environment.describe()
     scratch = Path(tempfile.mkdtemp(prefix="flood-"))
     try:

@@ -43,10 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """0: every bound kept; 1: one was not, or another size was asked for."""
     if options.entries < 1 or options.rounds < 1:
         raise BadLoad("--entries and --rounds are 1 at least")
-    folder = options.out or outcome.folder_for("index")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("index", options.out, options.json)
     largest = Shape(options.entries)
     shapes = [report.SMALL, report.MANY_WORKERS, report.ONE_TENANT, report.MANY_TENANTS, largest]
     watch = CpuWatch([])

@@ -51,10 +51,7 @@ def run(options: argparse.Namespace) -> int:
     """0: every bound kept; 1: one was not, or could not be judged."""
     asked = Amounts(**{name: getattr(options, name) for name in _HELP})
     _check(asked, options.model)
-    folder = options.out or outcome.folder_for("isolation")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("isolation", options.out, options.json)
     made_up = options.trace is None
     trace = sessions(asked.replayed, asked.seed) if made_up else traces.read(options.trace)
     replayed = prompts(trace, 1)

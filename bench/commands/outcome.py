@@ -69,6 +69,17 @@ def print_document(
     return 0 if result.verdict.valid else 1
 
 
+def ready_folder(command: str, out: Path | None, json: Path | None) -> Path:
+    """Where the result goes, ``out`` or one of its own, before anything is measured; ``json`` can
+    be written too. Raises BadResult.
+    """
+    folder = out or folder_for(command)
+    require_folder(folder)
+    if json is not None:
+        require_file(json)
+    return folder
+
+
 def require_file(file: Path) -> None:
     """Likewise for a file that a result is to be written to. Raises BadResult."""
     require_folder(file.parent)

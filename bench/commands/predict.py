@@ -72,10 +72,7 @@ def run(options: argparse.Namespace) -> int:
     """0: every bound kept; 1: one was not, or could not be judged."""
     if options.requests < 1 or not min(options.rate, options.kv_gib, options.dram_gib) > 0:
         raise BadLoad("--requests is 1 at least, --rate, --kv-gib and --dram-gib are above 0")
-    folder = options.out or outcome.folder_for("predict")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("predict", options.out, options.json)
     described = environment.describe()
     scratch = Path(tempfile.mkdtemp(prefix="predict-"))
     try:

@@ -45,10 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """0: the bound was kept; 1: it was not, or hits did not depend on steering."""
     asked = RestartAmounts(**{name: getattr(options, name) for name in _HELP})
     _check(asked, options.model)
-    folder = options.out or outcome.folder_for("restart")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("restart", options.out, options.json)
     described = environment.describe()
     taken = uvloop.run(measure(asked, options.model.resolve(), outcome.say))
     judged = restart_report.judgement(taken, asked)

@@ -42,10 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """0: every bound kept; 1: one was not, or could not be judged."""
     asked = Amounts(**{name: getattr(options, name) for name in _HELP})
     _check(asked, options.model)
-    folder = options.out or outcome.folder_for("router")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("router", options.out, options.json)
     described = environment.describe()
     taken = uvloop.run(measure(asked, options.model.resolve(), outcome.say))
     judged = report.judgements(taken)

@@ -11,6 +11,7 @@ from bench import environment
 from bench.commands import outcome
 from bench.environment import default_model
 from bench.headline.bounds import Bound, Verdict, verdict
+from bench.measures.bound import in_words
 from bench.reporting.document import Cell, Document, Section, Table
 from bench.result import CommandResult
 from bench.result import Verdict as ResultVerdict
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         command="selftest",
         verdict=ResultVerdict(
             valid=not short,
-            sentence=f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds.",
+            sentence=in_words(short),
         ),
         metrics=metrics,
         settings={name: dict(one.settings) for name, one in measured.items()},

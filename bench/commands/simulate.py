@@ -73,10 +73,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """0: every bound kept; 1: one was not."""
     _check(options)
-    folder = options.out or outcome.folder_for("simulate")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("simulate", options.out, options.json)
     trace = traces.read(options.trace)
     asked = prompts(trace, options.tenants)
     engine = fitted.ASSUMED if options.engine is None else fitted.read(options.engine)

@@ -59,10 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """0: every bound kept; 1: one was not, or could not be judged."""
     plan = plan_of(options)
-    folder = options.out or outcome.folder_for("transport")
-    outcome.require_folder(folder)
-    if options.json is not None:
-        outcome.require_file(options.json)
+    folder = outcome.ready_folder("transport", options.out, options.json)
     taken = asyncio.run(measure(plan, outcome.say))
     judgements = [
         judge(goal, taken.seconds, taken.missing) for goal in goals(plan.schemes, plan.sizes)

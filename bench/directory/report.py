@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench.directory.intake import BLOCKS_A_MESSAGE, BURST
 from bench.directory.measuring import Taken
 from bench.directory.world import LENGTH, Shape
-from bench.measures.bound import Bound, Judgement, judged_ratio
+from bench.measures.bound import Bound, Judgement, in_words, judged_ratio
 from bench.measures.comparison import FEWEST_PAIRS
 from bench.noise import NOISY_CORES
 from bench.reporting.bounds import bounds_table
@@ -77,7 +77,7 @@ def verdict(judged: Sequence[Judgement], largest: Shape, rounds: int, others: fl
     if rounds < FEWEST_PAIRS:
         reasons.append(f"{rounds} rounds are too few for intervals")
     short = [one.bound.metric for one in judged if one.outcome == "short"]
-    sentence = f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
+    sentence = in_words(short)
     valid = not short and not reasons
     if others > NOISY_CORES:
         reasons.append(f"others computed on {others:.2f} cores meanwhile")

@@ -10,7 +10,7 @@ from bench.flooding import figures
 from bench.flooding.load import ARMS, NOISY, QUIET
 from bench.flooding.measuring import Slice, Taken
 from bench.flooding.settings import Amounts
-from bench.measures.bound import Bound, Judgement
+from bench.measures.bound import Bound, Judgement, in_words
 from bench.measures.comparison import FEWEST_PAIRS
 from bench.noise import NOISY_CORES
 from bench.records import STAGES, TIERS
@@ -94,7 +94,7 @@ def verdict(judged: Sequence[Judgement], amounts: Amounts, taken: Taken) -> Verd
     elif DROP.kept(figures.hit_ratio_drop(taken.control)):
         reasons.append("the flood takes nothing from anybody where there are no quotas either")
     short = [one.bound.metric for one in judged if one.outcome == "short"]
-    sentence = f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
+    sentence = in_words(short)
     valid = not short and not reasons
     if taken.others > NOISY_CORES:
         reasons.append(f"others computed on {taken.others:.2f} cores meanwhile")

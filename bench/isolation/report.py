@@ -8,7 +8,7 @@ from dataclasses import asdict
 from bench.isolation.caches import Hits
 from bench.isolation.proxies import BUILDS, Build, Taken
 from bench.isolation.settings import Amounts
-from bench.measures.bound import Bound, Judgement, judged_ratio
+from bench.measures.bound import Bound, Judgement, in_words, judged_ratio
 from bench.measures.comparison import FEWEST_PAIRS
 from bench.noise import NOISY_CORES
 from bench.reporting.bounds import bounds_table
@@ -64,7 +64,7 @@ def verdict(judged: Sequence[Judgement], amounts: Amounts, taken: Taken) -> Verd
     if amounts.rounds < FEWEST_PAIRS:
         reasons.append(f"{amounts.rounds} rounds are too few for intervals")
     short = [one.bound.metric for one in judged if one.outcome == "short"]
-    sentence = f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
+    sentence = in_words(short)
     valid = not short and not reasons
     if taken.others > NOISY_CORES:
         reasons.append(f"others computed on {taken.others:.2f} cores meanwhile")

@@ -44,6 +44,11 @@ class Judgement:
         return {f"{self.bound.metric}{end}": at for end, at in ends if at is not None}
 
 
+def in_words(short: Sequence[str]) -> str:
+    """What a verdict says first; ``short``: metrics whose bounds were not kept."""
+    return f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
+
+
 def judged_ratio(bound: Bound, under: Sequence[float], over: Sequence[float]) -> Judgement:
     """``over / under``, round by round; with an interval where the rounds are enough for one."""
     if len(over) < FEWEST_PAIRS:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bench.measures.bound import Bound, Judgement
+from bench.measures.bound import Bound, Judgement, in_words
 from bench.noise import NOISY_CORES
 from bench.prediction.asking import Asked
 from bench.records import TIERS
@@ -78,7 +78,7 @@ def verdict(found: Sequence[Asked], others: float) -> Verdict:
     valid = not short and not reasons
     if others > NOISY_CORES:
         reasons.append(f"others computed on {others:.2f} cores meanwhile")
-    sentence = f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
+    sentence = in_words(short)
     return Verdict(valid=valid, sentence=sentence, reasons=tuple(reasons))
 
 

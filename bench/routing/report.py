@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from bench.measures.bound import Bound, Judgement, judged_ratio
+from bench.measures.bound import Bound, Judgement, in_words, judged_ratio
 from bench.measures.comparison import FEWEST_PAIRS, mean_interval
 from bench.noise import NOISY_CORES
 from bench.reporting.bounds import bounds_table
@@ -88,7 +88,7 @@ def verdict(judged: Sequence[Judgement], amounts: Amounts, taken: Taken) -> Verd
     if amounts.rounds < FEWEST_PAIRS:
         reasons.append(f"{amounts.rounds} rounds are too few for intervals")
     short = [one.bound.metric for one in judged if one.outcome == "short"]
-    sentence = f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
+    sentence = in_words(short)
     valid = not short and not reasons
     reasons += [
         f"{system} computed for {busy:.0%} of its bursts of {kind}: others held it up"

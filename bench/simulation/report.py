@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.measures.bound import Bound
+from bench.measures.bound import Bound, in_words
 from bench.reporting.document import Cell, Document, Ecdf, Paragraph, Samples, Section, Table
 from bench.result import Verdict
 from bench.simulation.outcome import Oracle, Outcome
@@ -113,7 +113,7 @@ def verdict(told: Mapping[str, float], held: Sequence[Bound]) -> Verdict:
     if not held:
         return Verdict(valid=True, sentence="Other policies alone: nothing is judged.")
     short = [one.metric for one in held if not one.kept(told[one.metric])]
-    sentence = f"SHORT of its bounds: {', '.join(short)}." if short else "Within its bounds."
+    sentence = in_words(short)
     reasons = ("no worker was restarted",) if told.get("restarts") == 0 else ()
     return Verdict(valid=not short and not reasons, sentence=sentence, reasons=reasons)
 

@@ -13,7 +13,7 @@ from bench.audit import prompts
 from bench.audit.asking import CHAT, COMPLETIONS, PLAN_HEADER, Asker
 from bench.audit.deployment import Deployment, TestTenant, Worker
 from bench.audit.findings import Finding
-from bench.audit.refusals.attempt import Attempt, row
+from bench.audit.refusals.attempt import Attempt, not_tried, row
 from bench.client import Client, Endpoint
 from bench.errors import RequestFailed
 from kvstore import salts
@@ -146,7 +146,7 @@ class Doors:
         name, tenant = "legs of a flushed epoch", self._deployment.owner
         if epoch == 0:
             why = f"{tenant.name} has not been flushed yet; the deterministic part does it"
-            return row(name, [], note=why)
+            return not_tried(name, why)
         key, attempts = self._deployment.credentials.salt_key(), []
         for worker in self._deployment.workers:
             for old in {0, epoch - 1}:

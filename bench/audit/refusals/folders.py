@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.audit.deployment import Deployment
 from bench.audit.findings import Finding
-from bench.audit.refusals.attempt import Attempt, row
+from bench.audit.refusals.attempt import Attempt, not_tried, row
 
 NOBODY = 65534
 _CONNECT_SECONDS = 2.0
@@ -43,7 +43,7 @@ def another_user(deployment: Deployment, elsewhere: Iterable[Path] = ()) -> Find
     """
     name = "another user of this host"
     if os.geteuid() != 0:
-        return row(name, [], note="only root can try as another user; see the folders' modes")
+        return not_tried(name, "only root can try as another user; see the folders' modes")
     sockets = sockets_in(deployment.run_dir)
     keys = sorted((Path(deployment.config.state_dir) / "keys").iterdir())
     ours = [path for path in sockets if _connected(path) != 0]

@@ -11,7 +11,7 @@ from bench.audit.asking import Asker
 from bench.audit.deployment import Deployment, Worker
 from bench.audit.findings import Finding, Part
 from bench.audit.refusals import folders, listening
-from bench.audit.refusals.attempt import Attempt, not_made, row
+from bench.audit.refusals.attempt import Attempt, not_made, not_tried, row
 from bench.audit.refusals.doors import Doors
 from bench.audit.refusals.messages import Messages
 from bench.audit.refusals.wire import Guise, shakes_hands, strangers
@@ -69,7 +69,7 @@ def handshakes(deployment: Deployment) -> Finding:
     """CURVE on every socket that crosses hosts: for each its right peer, and all others."""
     name = "CURVE handshakes"
     if deployment.config.network.kind != "tcp":
-        return row(name, [], note="network.kind is ipc: its folder's lock is what counts")
+        return not_tried(name, "network.kind is ipc: its folder's lock is what counts")
     sockets = [socket for worker in deployment.workers for socket in _sockets(worker)]
     tries = [
         (worker, uri, right, guise)
