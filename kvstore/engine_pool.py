@@ -22,7 +22,6 @@ enter it into the cache and take it back, and 6 to 8 where several tenants fill 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -35,8 +34,6 @@ from kvstore.shelves import Shelves
 from kvstore.soil import Soil
 
 _SPARE_ACCOUNTS = 4096
-
-owner_of = lru_cache(maxsize=4096)(owner)
 
 
 class CarriedOut(KVConnectorWorkerMetadata):
@@ -100,7 +97,7 @@ class TenantPool(BlockPool):
 
     def claim(self, salt: str | None, block_ids: Iterable[int]) -> None:
         """A request with this ``salt`` has got these blocks, which it may share with others."""
-        account = self._account(owner_of(salt or ""))
+        account = self._account(owner(salt or ""))
         self._take(account, (self.blocks[block] for block in block_ids))
 
     def flush(self, tag: str, epoch: int) -> int:
@@ -184,7 +181,7 @@ class TenantPool(BlockPool):
         block_mask: list[bool] | None = None,
     ) -> None:
         """See BlockPool. What may not be kept is never entered."""
-        account = self._account(owner_of(request.cache_salt or ""))
+        account = self._account(owner(request.cache_salt or ""))
         if not account.keeps:
             return
         super().cache_full_blocks(
@@ -200,7 +197,7 @@ class TenantPool(BlockPool):
 
     def cache_partial_block(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """See BlockPool. What may not be kept is never entered."""
-        if not self._account(owner_of(request.cache_salt or "")).keeps:
+        if not self._account(owner(request.cache_salt or "")).keeps:
             return None
         return super().cache_partial_block(request, *args, **kwargs)
 

@@ -30,7 +30,8 @@ from lmcache.v1.distributed.error import L1Error
 from kvstore.clock import Clock
 from kvstore.lmcache_memory import Key, L1Manager, L1Memory, Layout
 from kvstore.messages import Standing, Usage, Wiped
-from kvstore.tier_tenants import TierTenants, owner_of
+from kvstore.salts import owner
+from kvstore.tier_tenants import TierTenants
 
 Answers: TypeAlias = dict[Key, Any]
 """What L1's methods return: for every key an error, and with some of them an object."""
@@ -191,7 +192,7 @@ class LMCacheTenants:
 
     def _let(self, keys: list[Key], size: int, ask: Callable[[list[Key]], Answers]) -> Answers:
         """Makes room for these objects of one salt, each of ``size``, and reserves them."""
-        whose = owner_of(keys[0].cache_salt)
+        whose = owner(keys[0].cache_salt)
         assert whose is not None
         with self._reserving:
             with self._lock:

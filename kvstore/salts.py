@@ -15,6 +15,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 TAG_CHARS = 16
 EPOCH_LIMIT = 1 << 32
@@ -23,6 +24,8 @@ OWNER_HEADER = "x-kvferry-owner"
 """Where a leg claims its owner (``Owner.claim``)."""
 
 _ONCE = "once"
+_SALTS = 1 << 14
+"""Whose owner is at hand: every step of an engine and of a request asks again."""
 _SALT = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,9})-(once-)?[0-9a-f]{64}")
 _CLAIM = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,9})")
 
@@ -75,6 +78,7 @@ def one_shot(key: bytes, tenant: str, epoch: int) -> str:
     return f"{tag(key, tenant)}-{epoch}-{_ONCE}-{secrets.token_hex(32)}"
 
 
+@lru_cache(_SALTS)
 def owner(text: str) -> Owner | None:
     """Whose salt ``text`` is; None where it is none."""
     found = _SALT.fullmatch(text)

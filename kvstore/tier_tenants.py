@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -32,10 +31,6 @@ SPEAKER = "dram"
 
 _LOOKED_AT = 4096
 """Of a tenant's oldest objects, so many are looked at for one that is not in use."""
-
-_SALTS = 1 << 14
-
-owner_of = lru_cache(_SALTS)(owner)
 
 
 @dataclass(slots=True)
@@ -74,7 +69,7 @@ class TierTenants(Generic[K]):
 
     def allows(self, salt: str) -> bool:
         """Whether KV of this salt may be kept and used."""
-        return self._may_stay(owner_of(salt))
+        return self._may_stay(owner(salt))
 
     def stand(self, told: Iterable[Standing], now: float) -> None:
         """Takes in what holds from now on; a tenant whose epoch rises is flushed.
@@ -108,7 +103,7 @@ class TierTenants(Generic[K]):
 
     def put(self, salt: str, key: K, size: int) -> None:
         """There is such an object from now on, the newest of its tenant's."""
-        whose = owner_of(salt)
+        whose = owner(salt)
         if whose is None or not self._may_stay(whose):
             self.gone([key])
             self._leaving[key] = _Leaving(whose, size)

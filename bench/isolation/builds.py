@@ -37,7 +37,7 @@ def without_isolation(key: str) -> Sequence[Piece]:
     return (Piece("proxy/identity.py", _LOOK_UP, f"        {one} None\n"), *_LEFT_OUT)
 
 
-def build(folder: Path, pieces: Sequence[Piece]) -> Path:
+def copied(folder: Path, pieces: Sequence[Piece]) -> Path:
     """A copy of the proxy's packages in ``folder``, with ``pieces`` replaced; a path to import
     them from. Raises IsolationFailed.
     """

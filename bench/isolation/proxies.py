@@ -1,7 +1,8 @@
 """Rounds of bursts through two proxies, each in front of stub workers of its own.
 
 Two processes of one program can differ by a twentieth for as long as they run, whatever they do: so
-every round starts both anew, and a round's figure is of many short bursts by turns.
+every round starts both proxies anew and has them change places, each in front of the workers that
+the other one had, and a round's figure is of many short bursts by turns.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Literal
 
 from bench import processes
 from bench.client import Client, Endpoint
-from bench.isolation.builds import Piece, build, without_isolation
+from bench.isolation.builds import copied, without_isolation
 from bench.isolation.settings import Amounts, IsolationFailed
 from bench.noise import CpuWatch
 from bench.processes import Child
@@ -86,21 +87,14 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One build. ``key``: with which all requests come; "": each with its tenant's."""
-
-    fleet: Fleet
-    packages: Path
-    key: str
-
-
-@dataclass(frozen=True)
 class Stand:
-    """Its proxy as it runs in a round."""
+    """A build's proxy as it runs in a round. ``key``: with which all requests come; "": each with
+    its tenant's.
+    """
 
-    side: Side
     driver: Driver
     proxy: Child
+    key: str
 
 
 async def measure(amounts: Amounts, model: Path, say: Say) -> Taken:
@@ -121,7 +115,7 @@ async def measure(amounts: Amounts, model: Path, say: Say) -> Taken:
 
 
 class Pair:
-    """Both builds' workers, until ``stack`` is left."""
+    """Two fleets of workers, until ``stack`` is left, and both builds of the proxy."""
 
     def __init__(self, stack: AsyncExitStack, amounts: Amounts, places: Places) -> None:
         self.taken = Taken()
@@ -133,20 +127,30 @@ class Pair:
         self._keys = [secrets.token_urlsafe(24) for _ in range(TENANTS + 1)]
         sizes: dict[Kind, int] = {"1k": amounts.small, "220k": amounts.long}
         self._prompts = Prompts(MODEL, self._keys, sizes, OUTPUT_TOKENS, amounts.seed)
-        self._sides: dict[Build, Side] = {}
+        self._fleets: list[Fleet] = []
+        self._packages: dict[Build, Path] = {}
+        self._key: dict[Build, str] = {"isolated": "", "alone": self._keys[0]}
 
     async def open(self) -> None:
-        """Both sides' workers listen, and both copies of the proxy are there."""
-        only = self._keys[0]
-        await self._side("isolated", self._keys, [])
-        await self._side("alone", [only], without_isolation(only), only)
+        """All workers listen, and both copies of the proxy are there."""
+        for name in ("one", "other"):
+            fleet = Fleet(name, self._amounts.workers, self._keys, self._places)
+            workers = await fleet.start()
+            self._stack.push_async_callback(processes.stop, workers, _STOP_SECONDS)
+            self.workers.append(workers)
+            self._fleets.append(fleet)
+        pieces = {"isolated": (), "alone": without_isolation(self._key["alone"])}
+        for build in BUILDS:
+            folder = self._places.folder / f"{build}-packages"
+            self._packages[build] = copied(folder, pieces[build])
 
     async def round(self) -> float:
         """Bursts of either kind through both, close together; CPU seconds of the proxies in all."""
         async with AsyncExitStack() as stack:
+            self._fleets.reverse()
             stands = {
-                name: await self._started(stack, self._sides[name])
-                for name in self._dice.sample(BUILDS, len(BUILDS))
+                build: await self._started(stack, build, fleet)
+                for build, fleet in zip(BUILDS, self._fleets, strict=True)
             }
             for kind, stand in itertools.product(KINDS, stands.values()):
                 await stand.driver.one_by_one(self._requests(stand, kind, TENANTS))
@@ -200,28 +204,18 @@ class Pair:
         asked = self._prompts.shared(kind, count)
         return (_sent(stand, one).request(stand.driver.base) for one in asked)
 
-    async def _side(
-        self, name: Build, keys: Sequence[str], pieces: Sequence[Piece], key: str = ""
-    ) -> None:
-        fleet = Fleet(name, self._amounts.workers, keys, self._places)
-        workers = await fleet.start()
-        self._stack.push_async_callback(processes.stop, workers, _STOP_SECONDS)
-        self.workers.append(workers)
-        packages = build(self._places.folder / f"{name}-packages", pieces)
-        self._sides[name] = Side(fleet, packages, key)
-
-    async def _started(self, stack: AsyncExitStack, side: Side) -> Stand:
-        router = Kvferry(side.fleet, side.packages)
+    async def _started(self, stack: AsyncExitStack, build: Build, fleet: Fleet) -> Stand:
+        router = Kvferry(fleet, self._packages[build])
         proxy = await router.start()
         stack.push_async_callback(processes.stop, proxy, _STOP_SECONDS)
         driver = Driver(router.base)
         stack.push_async_callback(driver.close)
-        return Stand(side, driver, proxy)
+        return Stand(driver, proxy, self._key[build])
 
 
 def _sent(stand: Stand, asked: Asked) -> Asked:
     """``asked`` with the key that this build knows."""
-    return dataclasses.replace(asked, key=stand.side.key) if stand.side.key else asked
+    return dataclasses.replace(asked, key=stand.key) if stand.key else asked
 
 
 def _computed(child: Child) -> float:

@@ -21,7 +21,7 @@ class Amounts:
     """
 
     rounds: int = 40
-    turns: int = 2
+    turns: int = 4
     seconds: float = 0.8
     concurrency: int = 16
     workers: int = FEW

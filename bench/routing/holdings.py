@@ -7,20 +7,31 @@ from collections.abc import Sequence
 
 from kvstore.blockhash import block_chain, block_names
 
+_Chained = tuple[Sequence[int], list[bytes]]
+
+
+_OPENING = 64
+"""Tokens by which prompts are told apart that go on differently."""
+_MOST_CHAINS = 64
+
 
 class Chains:
-    """The names of prompts' blocks. One that begins as the last of its salt costs only its rest."""
+    """The names of prompts' blocks. One that begins as another one lately costs only its rest."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._last: dict[str, tuple[Sequence[int], list[bytes]]] = {}
+        self._last: OrderedDict[tuple[str, tuple[int, ...]], _Chained] = OrderedDict()
 
     def names(self, tokens: Sequence[int], salt: str) -> list[bytes]:
         """Of every whole block of ``tokens``."""
-        before, chain = self._last.get(salt, ((), []))
+        place = salt, tuple(tokens[:_OPENING])
+        before, chain = self._last.get(place, ((), []))
         known = chain[: alike(tokens, before) // self._block_size]
         chain = block_chain(tokens, self._block_size, salt, known=known)
-        self._last[salt] = (tokens, chain)
+        self._last[place] = (tokens, chain)
+        self._last.move_to_end(place)
+        if len(self._last) > _MOST_CHAINS:
+            self._last.popitem(last=False)
         return block_names(chain)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.isolation.builds import Piece, build, without_isolation
+from bench.isolation.builds import Piece, copied, without_isolation
 from bench.isolation.settings import IsolationFailed
 
 KEY = "a'b\"c"
@@ -35,7 +35,7 @@ print(json.dumps([
 
 
 def test_a_copy_without_isolation_knows_one_client_and_one_salt(tmp_path: Path) -> None:
-    packages = build(tmp_path / "copy", without_isolation(KEY))
+    packages = copied(tmp_path / "copy", without_isolation(KEY))
     command = [sys.executable, "-P", "-c", ASK, KEY]
     told = subprocess.run(
         command, env={"PYTHONPATH": str(packages)}, capture_output=True, check=True, text=True
@@ -48,12 +48,12 @@ def test_a_copy_without_isolation_knows_one_client_and_one_salt(tmp_path: Path) 
 
 
 def test_a_copy_without_changes_is_the_proxy_as_it_is(tmp_path: Path) -> None:
-    packages = build(tmp_path / "copy", [])
-    copied = {path.name: path.read_bytes() for path in (packages / "proxy").glob("*.py")}
-    assert copied == {path.name: path.read_bytes() for path in Path("proxy").glob("*.py")}
+    packages = copied(tmp_path / "copy", [])
+    text = {path.name: path.read_bytes() for path in (packages / "proxy").glob("*.py")}
+    assert text == {path.name: path.read_bytes() for path in Path("proxy").glob("*.py")}
 
 
 @pytest.mark.parametrize("old", ["no such text\n", "import"])
 def test_a_proxy_that_has_changed_is_not_compared(tmp_path: Path, old: str) -> None:
     with pytest.raises(IsolationFailed, match=r"proxy/app\.py has changed"):
-        build(tmp_path / "copy", [Piece("proxy/app.py", old, "")])
+        copied(tmp_path / "copy", [Piece("proxy/app.py", old, "")])
