@@ -10,9 +10,15 @@ CONNECTOR = Connector(
     "PrefillConnector", "prefill.connector", "kv_producer", "prefill.gate.PrefillGate"
 )
 
+BEHIND = ("nice", "-n", "10")
+"""Where engines compute on cores that all else shares, prompts that wait come after tokens under
+way: what serves both waits for decode's core, or for none, and prefill has what is left of its own.
+"""
+
 
 def command(
     config: ClusterConfig, settings: WorkerSettings, machine: Machine, verbose: bool
 ) -> Command:
     """The engine that turns prompts into KV and ships it."""
-    return engine_command(config, settings, machine, CONNECTOR, verbose)
+    made = engine_command(config, settings, machine, CONNECTOR, verbose)
+    return Command((*BEHIND, *made.argv), made.env) if machine.device == "cpu" else made

@@ -21,6 +21,7 @@ from kvstore.engine_facts import SETTINGS_KEY, worker_settings
 from kvstore.machine import Machine
 from kvstore.messages import Role, ServedAdapter
 from kvstore.relay_engine import replay_endpoint
+from prefill.engine import BEHIND
 
 CPU = Machine("cpu", (0, 1))
 
@@ -45,6 +46,7 @@ def flag(argv: tuple[str, ...], name: str) -> str:
 def test_both_roles_differ_in_their_connector_only() -> None:
     config = ClusterConfig()
     p = prefill.engine.command(config, settings(config, "prefill"), CPU, False).argv
+    p = p[len(BEHIND) :]
     d = decode.engine.command(config, settings(config, "decode"), CPU, False).argv
     differing = {a for a, b in zip(p, d, strict=True) if a != b}
     assert {a for a in differing if a.startswith("--")} == set()
@@ -55,6 +57,16 @@ def test_both_roles_differ_in_their_connector_only() -> None:
         transfer = json.loads(flag(argv, "--kv-transfer-config"))
         assert (transfer["kv_connector"], transfer["kv_role"]) == (name, role)
         assert transfer["kv_load_failure_policy"] == "recompute"
+
+
+def test_prefill_comes_second_where_engines_share_cores_with_all_else() -> None:
+    config = ClusterConfig()
+    gpu = Machine("cuda", (0, 1), ("0", "1"))
+    for engine, role in ((prefill.engine, "prefill"), (decode.engine, "decode")):
+        for machine in (CPU, gpu):
+            argv = engine.command(config, settings(config, role), machine, False).argv
+            second = role == "prefill" and machine is CPU
+            assert (argv[: len(BEHIND)] == BEHIND) == second
 
 
 def test_no_engine_fetches_what_a_request_names() -> None:
