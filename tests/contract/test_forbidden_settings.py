@@ -34,6 +34,7 @@ from deploy import doctor
 from deploy.volatile import settings
 from deploy.volatile.cluster_checks import DRAM_ALWAYS, DRAM_NEVER, ENGINE_ALWAYS, ENGINE_NEVER
 from kvstore.cluster import ClusterConfig
+from kvstore.launch import SERVER
 from kvstore.machine import Machine
 
 FORBIDDEN = frozenset(setting.name for setting in settings.every())
@@ -257,7 +258,7 @@ def test_every_option_that_is_looked_for_exists() -> None:
 def test_engines_as_vllm_understands_them_tell_nothing() -> None:
     *engines, _ = commands()
     for argv in engines:
-        read = vllm_parser().parse_args(list(argv[3:]))
+        read = vllm_parser().parse_args(list(argv[argv.index(SERVER) + 1 :]))
         assert not read.enable_log_requests
         assert not read.enable_log_outputs
         assert read.disable_uvicorn_access_log
