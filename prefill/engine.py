@@ -11,8 +11,8 @@ CONNECTOR = Connector(
 )
 
 BEHIND = ("nice", "-n", "10")
-"""Where engines compute on cores that all else shares, prompts that wait come after tokens under
-way: what serves both waits for decode's core, or for none, and prefill has what is left of its own.
+"""Where engines compute on cores that all else shares, prompts come after tokens under way: prefill
+has what decode's engine and whatever serves both leave of its cores.
 """
 
 
